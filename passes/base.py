@@ -1,0 +1,100 @@
+"""What a pass is, and the few graph edits that all passes are made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Any, ClassVar
+
+from torch import Tensor, fx, nn
+
+from peftc.capture.program import Program
+from peftc.passes.values import set_value
+
+
+class Keeps(Enum):
+    """What a pass promises; the pipeline checks it."""
+
+    OUTPUTS = "outputs"  # the same numbers, so the same signature
+    SIGNATURE = "signature"  # the same inputs and outputs, by name, dtype and shape
+
+
+class Pass(ABC):
+    """One kind of change to a Program, made in place on the pipeline's own copy.
+
+    What changed is computed by the pipeline from the graph's text before and after.
+    """
+
+    keeps: ClassVar[Keeps] = Keeps.SIGNATURE
+
+    @property
+    def name(self) -> str:
+        """The name in reports: the class's, and what it works on."""
+        return type(self).__name__
+
+    @abstractmethod
+    def run(self, program: Program) -> None:
+        """Rewrite `program.graph` in place."""
+
+
+def add_module(program: Program, name: str, module: nn.Module) -> None:
+    """Put `module` at a dotted path, making the containers on the way."""
+    parent: nn.Module = program
+    *path, last = name.split(".")
+    for part in path:
+        if part not in parent._modules:
+            parent.add_module(part, nn.Module())
+        parent = parent.get_submodule(part)
+    module.train(program.training)
+    parent.add_module(last, module)
+
+
+def set_parameter(program: Program, name: str, value: Tensor, *, trainable: bool = False) -> None:
+    """Replace the parameter at a dotted path by one of its own storage."""
+    parent = program.get_submodule(name.rpartition(".")[0])
+    setattr(parent, name.rpartition(".")[2], nn.Parameter(value, requires_grad=trainable))
+
+
+def call_module(program: Program, name: str, args: tuple[Any, ...], site: str) -> fx.Node:
+    """A call_module node with its fake value, at the graph's insertion point."""
+    node = program.graph.call_module(name, args)
+    return finish(program, node, site)
+
+
+def call(program: Program, target: Any, args: tuple[Any, ...], site: str, **kwargs: Any) -> fx.Node:
+    """A call_function node with its fake value, at the graph's insertion point."""
+    node = program.graph.call_function(target, args, kwargs)
+    return finish(program, node, site)
+
+
+def finish(program: Program, node: fx.Node, site: str) -> fx.Node:
+    """Give a new node its value and the module path it belongs to."""
+    node.meta["module"] = site
+    set_value(program, node)
+    return node
+
+
+def current(node: fx.Node) -> fx.Node:
+    """What `node` has become: the value its readers read after earlier insertions."""
+    while "replaced_by" in node.meta:
+        node = node.meta["replaced_by"]
+    return node
+
+
+def redirect(old: fx.Node, new: fx.Node, readers: tuple[fx.Node, ...]) -> None:
+    """Let `readers` read `new` where they read `old`, and later insertions at `old` follow.
+
+    A piece that stands parallel to a reader reads what that reader reads.
+    """
+    for reader in readers:
+        reader.replace_input_with(old, new)
+        for piece in reader.meta.get("parallel", ()):
+            piece.replace_input_with(old, new)
+    old.meta["replaced_by"] = new
+
+
+def after(*nodes: fx.Node | None) -> AbstractContextManager[None]:
+    """New nodes go behind the last of `nodes`, in the order in which they are made."""
+    last = max(n for n in nodes if n is not None)
+    return last.graph.inserting_before(last.next)

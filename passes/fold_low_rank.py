@@ -1,0 +1,72 @@
+"""linear(x, W) + s B A x  ->  linear(x, W + s B A): low-rank updates merged into the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from peftc.capture.program import Program, attribute
+from peftc.passes.base import Keeps, Pass, set_parameter
+from peftc.passes.linears import Linear, linear_of, widths_of_split
+from peftc.pieces.low_rank import LowRank
+
+aten = torch.ops.aten
+
+
+@dataclass
+class FoldLowRank(Pass):
+    """Merges every low-rank update that is added to what its own frozen linear gives.
+
+    An update is left as it is where its weight also serves another linear (tied or shared
+    weights), or where the value it is added to is not the linear's, since the merged graph
+    would then give other numbers.
+    """
+
+    keeps: ClassVar[Keeps] = Keeps.OUTPUTS
+
+    def run(self, program: Program) -> None:
+        """Merge, and let the readers of each sum read the linear again."""
+        for node in list(program.graph.nodes):
+            if node.op != "call_module" or len(node.users) != 1:
+                continue
+            module = attribute(program, str(node.target))
+            if isinstance(module, LowRank):
+                self.merge(program, node, module)
+        program.graph.eliminate_dead_code()
+        program.delete_all_unused_submodules()
+
+    def merge(self, program: Program, piece: fx.Node, module: LowRank) -> None:
+        """Merge one update where that keeps the outputs."""
+        add = next(iter(piece.users))
+        rows = None
+        if add.target is aten.constant_pad_nd.default and len(add.users) == 1:
+            rows = slice(add.args[1][0], add.args[1][0] + module.B.shape[0])  # type: ignore[index]
+            add = next(iter(add.users))
+        if add.target is not aten.add.Tensor:
+            return
+        base = add.args[0]
+        if not isinstance(base, fx.Node):
+            return
+        linear = linear_of(base)
+        if linear is None:
+            split = widths_of_split(base)
+            if split is None:
+                return
+            linear, rows = split
+        if linear.x is not piece.args[0] or not linear.alone:
+            return
+        delta = add.kwargs.get("alpha", 1.0) * module.merged().detach()  # type: ignore[operator]
+        merge_rows(program, linear, delta, rows)
+        add.replace_all_uses_with(base)
+
+
+def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice | None) -> None:
+    """W[rows] += delta, in a weight of its own storage, rows being output features."""
+    name = str(linear.weight.target)
+    merged = attribute(program, name).detach().clone()
+    view = merged.T if linear.transposed else merged
+    view[rows if rows is not None else slice(None)] += delta.to(merged.dtype)
+    set_parameter(program, name, merged)

@@ -1,0 +1,52 @@
+"""A prefix's MLP and a prompt's encoder  ->  the tensors they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peftc.capture.program import Program, attribute
+from peftc.passes.base import Keeps, Pass
+from peftc.pieces.prefix import Reparameterization
+from peftc.pieces.prompt import Prompt
+
+
+@dataclass
+class FoldReparam(Pass):
+    """Keeps the keys and values, or the prompt rows, and drops the network that made them.
+
+    %r = reparam(); %kv = prefix(%k, %v, %r[0], %r[1])  ->  %kv = prefix(%k, %v)
+    """
+
+    keeps: ClassVar[Keeps] = Keeps.OUTPUTS
+
+    def run(self, program: Program) -> None:
+        """Evaluate each network once and store what it gives in the pieces."""
+        for node in list(program.graph.nodes):
+            if node.op != "call_module":
+                continue
+            module = attribute(program, str(node.target))
+            if isinstance(module, Reparameterization):
+                with torch.no_grad():
+                    table = module()
+                for item in list(node.users):
+                    value = nn.Parameter(table[item.args[1]].contiguous().clone())  # type: ignore[index]
+                    for reader in list(item.users):
+                        piece = attribute(program, str(reader.target))
+                        if item is reader.args[2]:
+                            piece.key = value
+                        else:
+                            piece.value = value
+                for item in list(node.users):
+                    for reader in list(item.users):
+                        reader.args = reader.args[:2]
+                    program.graph.erase_node(item)
+                program.graph.erase_node(node)
+            elif isinstance(module, Prompt) and module.encoder is not None:
+                with torch.no_grad():
+                    module.embedding = nn.Parameter(module.rows().detach().clone())
+                module.encoder = None
+        program.delete_all_unused_submodules()

@@ -1,0 +1,131 @@
+"""h  ->  h composed with piece(x): adapters, low-rank updates, vectors and pipes at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from peftc.capture.program import Program
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
+from peftc.pieces.gate import Gate
+from peftc.sites.site import Site, Weight
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Insert(Pass):
+    """Changes the value h of one site for the nodes that read it.
+
+    add:       %h  ->  add(%h, piece(%x), alpha=scale)
+    multiply:  %h  ->  mul(%h, piece())
+    gate:      %h  ->  gate(%h, piece(%x))
+
+    %x is what the insertion reads: "h" itself, "x", the input of the model's piece that makes h,
+    or "stream", the value that the next block would read: h + residual, through the norm that
+    follows the addition where there is one.
+    """
+
+    id: str
+    sites: Sequence[Site]
+    pieces: Sequence[nn.Module]
+    reads: str
+    compose: Any  # kind and options, as the spec has them
+    reads_input: bool = True
+
+    @property
+    def name(self) -> str:
+        """What reports call this pass."""
+        return f"insert peft.{self.id} at {len(self.sites)} sites"
+
+    def run(self, program: Program) -> None:
+        """Insert each piece and redirect the readers of its h."""
+        for site, piece in zip(self.sites, self.pieces, strict=True):
+            self.insert(program, site, piece)
+
+    def insert(self, program: Program, site: Site, piece: nn.Module) -> None:
+        """Insert one piece."""
+        target = f"peft.{self.id}.{site.name}"
+        h, weight = current(site.h), site.weight
+        x = self.source(program, site, h)
+        add_module(program, target, piece)
+        with after(h, x):
+            node = call_module(program, target, () if x is None else (x,), site.module)
+        delta = node
+        if weight is not None and weight.fused and site.h is weight.node:
+            delta = self.scattered(program, site, node, weight)
+        redirect(h, self.composed(program, site, h, delta, target), site.readers)
+        if self.reads == "x" and weight is not None:
+            weight.node.meta.setdefault("parallel", []).append(node)
+
+    def source(self, program: Program, site: Site, h: fx.Node) -> fx.Node | None:
+        """The node that the piece reads; None for a piece that reads nothing."""
+        if not self.reads_input:
+            return None
+        if self.reads == "x" and site.x is not None:
+            return current(site.x)
+        if self.reads == "stream" and site.stream is not None:
+            return joined(program, site, h, current(site.stream))
+        return h
+
+    def scattered(self, program: Program, site: Site, delta: fx.Node, weight: Weight) -> fx.Node:
+        """(..., rows) -> (..., out): the delta at its rows of a fused projection, else neutral."""
+        neutral = 1.0 if self.compose.kind == "multiply" else 0.0
+        rows, path = weight.rows, site.module
+        with after(delta):
+            if rows == tuple(range(rows[0], rows[0] + len(rows))):
+                pad = [rows[0], weight.out_width - rows[-1] - 1]
+                return call(program, aten.constant_pad_nd.default, (delta, pad, neutral), path)
+            padded = call(program, aten.constant_pad_nd.default, (delta, [0, 1], neutral), path)
+        place = {row: k for k, row in enumerate(rows)}
+        index = torch.tensor([place.get(j, len(rows)) for j in range(weight.out_width)])
+        name = f"{delta.name}_rows"
+        program.register_buffer(name, index)
+        with after(padded):
+            node = finish(program, program.graph.get_attr(name), path)
+            return call(program, aten.index_select.default, (padded, -1, node), path)
+
+    def composed(
+        self, program: Program, site: Site, h: fx.Node, delta: fx.Node, target: str
+    ) -> fx.Node:
+        """H composed with the delta, as the spec says."""
+        kind, options, path = self.compose.kind, self.compose.options, site.module
+        with after(h, delta):
+            if kind == "multiply":
+                return call(program, aten.mul.Tensor, (h, delta), path)
+            if kind == "gate":
+                width = site.width if options.per == "channel" else None
+                add_module(program, f"{target}_gate", Gate(options.init, width))
+                return call_module(program, f"{target}_gate", (h, delta), path)
+            scale = {} if options.scale == 1 else {"alpha": float(options.scale)}
+            return call(program, aten.add.Tensor, (h, delta), path, **scale)
+
+
+def joined(program: Program, site: Site, h: fx.Node, stream: fx.Node) -> fx.Node:
+    """H + stream, and the norm over it where all that reads their sum is one norm."""
+    with after(h, stream):
+        node = call(program, aten.add.Tensor, (h, stream), site.module)
+    follows = following_norm(site)
+    if follows is None:
+        return node
+    with after(node, *follows.all_input_nodes[1:]):
+        return call(
+            program,
+            follows.target,
+            (node, *follows.args[1:]),
+            follows.meta["module"],
+            **follows.kwargs,
+        )
+
+
+def following_norm(site: Site) -> fx.Node | None:
+    """The norm that alone reads h's residual sum (post-norm blocks), or None."""
+    for add in site.readers:
+        readers = list(add.users)
+        if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
+            return readers[0]
+    return None

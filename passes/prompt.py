@@ -1,0 +1,193 @@
+"""ids -> [dummy; ids] and embed(ids) -> [P; embed(ids)]: a soft prompt in front of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from peftc.capture.program import Program
+from peftc.passes.base import Pass, add_module, after, call, call_module, redirect
+from peftc.passes.values import refresh
+from peftc.pieces.prompt import Prompt
+from peftc.sites.site import Embedding, Sites
+
+aten = torch.ops.aten
+END = torch.iinfo(torch.int64).max  # "to the end" of a slice
+
+
+@dataclass
+class InsertPrompt(Pass):
+    """Puts `tokens` trained rows in front of the embeddings of one stack.
+
+    The ids become `tokens` dummy ids and the real ones, the mask grows by ones and the token
+    types by zeros; every length in the graph is read from these, so positions and masks follow
+    by themselves, and the dummy rows of the embedding's output are replaced by the prompt. With
+    `trim` the residual stream loses these rows again after its last block: what comes after, a
+    pooler or a head, sees the real tokens only, at their own places. A stack that another one
+    attends to keeps them (the decoder reads the prompt), and only the outputs are cut.
+    """
+
+    id: str
+    embedding: Embedding
+    sites: Sites
+    piece: Prompt
+    dummy: int  # a token id that is neither padding nor an end mark
+    trim: bool = True
+
+    @property
+    def target(self) -> str:
+        """The submodule path of the piece."""
+        return f"peft.{self.id}.{self.embedding.site.name}"
+
+    @property
+    def name(self) -> str:
+        """What reports call this pass."""
+        return f"insert {self.target}"
+
+    def run(self, program: Program) -> None:
+        """Lengthen the inputs, overwrite the dummy rows, and cut the stream or the outputs."""
+        end = self.sites.ends.get(self.embedding.site.stack)
+        longer = self.lengthen(program)
+        h = self.embedding.site.h
+        add_module(program, self.target, self.piece)
+        with after(h):
+            prompted = call_module(program, self.target, (h,), self.embedding.site.module)
+        for reader in [r for r in h.users if r is not prompted]:
+            reader.replace_input_with(h, prompted)
+        h.meta["replaced_by"] = prompted
+        for node in program.graph.nodes:
+            if node.op == "call_function" and set(node.all_input_nodes) & set(longer.values()):
+                node.meta["stale"] = True
+        refresh(program)
+        if not self.trim:
+            return
+        if end is not None and not self.is_attended(end):
+            self.cut_stream(program, end, longer)
+        self.cut_outputs(program)
+
+    def lengthen(self, program: Program) -> dict[fx.Node, fx.Node]:
+        """Every input that shares the ids' length axis, by its longer version."""
+        signature = program.signature
+        axis = next(i for i in signature.inputs if i.name == self.embedding.ids.name).dims[1]
+        holders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+        last = list(holders.values())[-1]
+        longer: dict[fx.Node, fx.Node] = {}
+        for i in signature.inputs:
+            if axis not in i.dims or len(i.dims) != 2:
+                continue
+            node = holders[i.name]
+            fill = self.dummy if i.name == self.embedding.ids.name else int(i.default == "ones")
+            with after(last):
+                new = self.padded(program, node, fill)
+            for reader in [r for r in node.users if "lengthens" not in r.meta]:
+                reader.replace_input_with(node, new)
+            longer[node] = new
+        return longer
+
+    def padded(self, program: Program, node: fx.Node, fill: int) -> fx.Node:
+        """`node` with `tokens` times `fill` before it, or after its first column."""
+        start, pad = self.piece.start, [self.piece.tokens, 0]
+        made = []
+        rest = node
+        if start:
+            made.append(call(program, aten.slice.Tensor, (node, 1, 0, start), ""))
+            rest = call(program, aten.slice.Tensor, (node, 1, start, END), "")
+            made.append(rest)
+        new = call(program, aten.constant_pad_nd.default, (rest, pad, fill), "")
+        made.append(new)
+        if start:
+            new = call(program, aten.cat.default, ([made[0], new], 1), "")
+            made.append(new)
+        for n in made:
+            n.meta["lengthens"] = True
+        return new
+
+    def is_attended(self, end: fx.Node) -> bool:
+        """Whether keys and values of some attention come from the stack's end."""
+        after = descendants(end)
+        return any(a.k in after for a in self.sites.attentions)
+
+    def cut_stream(self, program: Program, end: fx.Node, longer: dict[fx.Node, fx.Node]) -> None:
+        """Everything after the stack's end reads the real tokens and the inputs as given."""
+        body = ancestors(end) | {end}
+        readers = tuple(end.users)
+        cut = self.without_prompt(program, end)
+        cutting = {cut, *(n for n in end.users if n not in readers)}
+        redirect(end, cut, readers)
+        given = {new: old for old, new in longer.items()}
+        embedded = descendants(self.embedding.site.h)
+        for node in list(program.graph.nodes):
+            if node in body or node in cutting or "lengthens" in node.meta:
+                continue
+            for source in node.all_input_nodes:
+                if source in body and source is not end and source not in embedded:
+                    node.replace_input_with(source, self.as_given(program, source, given))
+                    node.meta["stale"] = True
+        for node in cut.users:
+            node.meta["stale"] = True
+        refresh(program)
+
+    def as_given(self, program: Program, node: fx.Node, given: dict[fx.Node, fx.Node]) -> fx.Node:
+        """`node` computed from the inputs as given; itself where it does not depend on them."""
+        if node in given:
+            return given[node]
+        if node.op != "call_function":
+            return node
+        inputs = {n: self.as_given(program, n, given) for n in node.all_input_nodes}
+        if all(new is old for old, new in inputs.items()):
+            return node
+        with after(node):
+            copy = program.graph.node_copy(node, inputs.__getitem__)
+        copy.meta = {"module": node.meta["module"], "stale": True}
+        given[node] = copy
+        return copy
+
+    def without_prompt(self, program: Program, node: fx.Node, axis: int = 1) -> fx.Node:
+        """`node` without the prompt's rows."""
+        start, stop = self.piece.start, self.piece.start + self.piece.tokens
+        path = node.meta["module"]
+        with after(node):
+            rest = call(program, aten.slice.Tensor, (node, axis, stop, END), path)
+            if start == 0:
+                return rest
+            head = call(program, aten.slice.Tensor, (node, axis, 0, start), path)
+            return call(program, aten.cat.default, ([head, rest], axis), path)
+
+    def cut_outputs(self, program: Program) -> None:
+        """Cut every output axis that is still longer than the inputs' own."""
+        output = program.graph.output_node()
+        signature = program.signature
+        ids = self.embedding.ids
+        name = next(i for i in signature.inputs if i.name == ids.name).dims[1]
+        longer = str(ids.meta["val"].shape[1] + self.piece.tokens)
+        returned = list(output.args[0])  # type: ignore[arg-type]
+        for k, (node, described) in enumerate(zip(returned, signature.outputs, strict=True)):
+            for axis, size in enumerate(described.dims):
+                if size == name and str(node.meta["val"].shape[axis]) == longer:
+                    returned[k] = self.without_prompt(program, node, axis)
+        output.args = (tuple(returned),)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All nodes that `node` is computed from."""
+    return walk(node, lambda n: n.all_input_nodes)
+
+
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """All nodes computed from `node`."""
+    return walk(node, lambda n: list(n.users))
+
+
+def walk(node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
+    """Everything reached from `node` by `step`, without `node` itself."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        for other in step(waiting.pop()):
+            if other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found

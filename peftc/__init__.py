@@ -1,0 +1,51 @@
+"""peftc: a compiler for model surgery.
+
+    graph = peftc.apply("houlsby", model)    # a torch.fx.GraphModule, called like the model
+    peftc.save(graph, "out"); graph = peftc.load("out")
+    peftc.export(graph, "onnx", "out/onnx"); peftc.verify(graph, "out/onnx")
+
+Nothing heavy is imported until one of these names is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftc.api import apply, plan, sites, trainable
+    from peftc.artifact import load, save
+    from peftc.backends import export, verify
+    from peftc.spec import load_spec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "apply": "peftc.api",
+    "plan": "peftc.api",
+    "sites": "peftc.api",
+    "trainable": "peftc.api",
+    "load": "peftc.artifact",
+    "save": "peftc.artifact",
+    "export": "peftc.backends",
+    "verify": "peftc.backends",
+    "load_spec": "peftc.spec",
+}
+__all__ = [
+    "apply",
+    "export",
+    "load",
+    "load_spec",
+    "plan",
+    "save",
+    "sites",
+    "trainable",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first used."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

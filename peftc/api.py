@@ -1,0 +1,116 @@
+"""The public functions: what `import peftc` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftc.capture import Program, capture
+from peftc.capture.load import load_model
+from peftc.diagnostics import error
+from peftc.pipeline import rewrite
+from peftc.planner import Plan, make_plan
+from peftc.sites import find_sites
+from peftc.sites.site import Sites
+from peftc.spec import Spec, load_spec
+
+APPLIED = "peftc.applied"  # the key, in a Program's meta, of what `apply` did to it
+
+
+def sites(model: Any) -> Sites:
+    """The roles of a model: a `PreTrainedModel`, a Program, a folder, a hub name, or a config.
+
+    Weights are not read where a folder, a name or a config is given.
+    """
+    return find_sites(program_of(model, weights=False))
+
+
+def plan(
+    spec: Spec | str | Path | Mapping[str, Any],
+    model: Any,
+    *,
+    set: Mapping[str, object] | None = None,
+) -> Plan:
+    """What `apply` would do: every insertion at its sites, with sizes and counts. Data only.
+
+    Raises:
+        PeftcError: E0xx for the spec, E1xx where it does not fit the model, E2xx for the model.
+    """
+    return make_plan(spec_of(spec, set), find_sites(program_of(model, weights=False)))
+
+
+def apply(
+    spec: Spec | str | Path | Mapping[str, Any],
+    model: Any,
+    *,
+    set: Mapping[str, object] | None = None,
+    seed: int = 0,
+) -> Program:
+    """The model as a frozen graph with the spec's pieces in it; the model itself is unchanged.
+
+    The graph is called like the model and shares the storage of its frozen weights. Pieces are
+    drawn under `seed`.
+
+    Raises:
+        PeftcError: as `plan`.
+    """
+    resolved = spec_of(spec, set)
+    program = program_of(model, weights=True)
+    if isinstance(model, Program):
+        program = program.clone()
+    made = make_plan(resolved, find_sites(program))
+    graph, reports = rewrite(made, seed=seed)
+    graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference_of(model))
+    return graph
+
+
+def trainable(graph: Program) -> dict[str, nn.Parameter]:
+    """The parameters that have gradients, by name: inserted pieces and what the spec unfreezes."""
+    return {n: p for n, p in graph.named_parameters() if p.requires_grad}
+
+
+class Applied:
+    """What `apply` did: the resolved spec, the plan, the passes' reports, the model's name."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        plan: dict[str, Any],
+        reports: list[Any],
+        seed: int,
+        reference: str | None,
+    ) -> None:
+        self.spec = spec
+        self.plan = plan
+        self.reports = reports
+        self.seed = seed
+        self.reference = reference
+
+
+def spec_of(spec: Spec | str | Path | Mapping[str, Any], set: Mapping[str, object] | None) -> Spec:
+    """The resolved spec."""
+    if isinstance(spec, Spec):
+        if set:
+            raise error("E008", "a loaded spec is resolved: give `set` to load_spec instead")
+        return spec
+    return load_spec(spec, set=set)
+
+
+def program_of(model: Any, *, weights: bool) -> Program:
+    """The captured Program of whatever names or is a model."""
+    if isinstance(model, Program):
+        return model
+    if isinstance(model, nn.Module):
+        return capture(model)
+    return capture(load_model(model, weights=weights))
+
+
+def reference_of(model: Any) -> str | None:
+    """Where the model can be loaded from again: a folder, a hub name, or None."""
+    if isinstance(model, str | Path):
+        return str(model)
+    config = getattr(model, "config", None) or getattr(model, "signature", model).config
+    return getattr(config, "_name_or_path", None) or None

@@ -1,0 +1,248 @@
+"""Artifacts: a folder with the resolved spec, the trained tensors and a lock, and its loading."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from peftc.api import APPLIED, Applied, apply, program_of, reference_of, trainable
+from peftc.capture import Program
+from peftc.capture.listing import listing
+from peftc.capture.load import load_model
+from peftc.card import card
+from peftc.diagnostics import error
+from peftc.files import sha256, staged
+from peftc.spec import load_spec
+
+TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
+FORMAT = "1.0"
+PACKAGES = ("peftc", "torch", "transformers", "safetensors")
+
+
+def save(graph: Program, folder: str | Path, *, force: bool = False) -> Path:
+    """Write `graph` as an artifact: only its trained tensors, never the base.
+
+    Raises:
+        PeftcError: E306 where the folder exists, E307 where the graph does not come from `apply`.
+    """
+    applied: Applied | None = graph.meta.get(APPLIED)
+    if applied is None:
+        raise error(
+            "E307",
+            "only a graph that `apply` or `load` made can be saved",
+            help=("save before folding; a folded graph is for `export`",),
+        )
+    folder = Path(folder)
+    tensors = {n: p.detach().contiguous().cpu() for n, p in trained(graph).items()}
+    with staged(folder, force=force) as partial:
+        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+        text = listing(graph)
+        lock = {
+            "format_version": FORMAT,
+            "model": model_facts(graph, applied, folder),
+            "seed": applied.seed,
+            "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+            "tensors": {
+                n: {"dtype": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()
+            },
+            "sha256": {TENSORS: sha256(partial / TENSORS)},
+            "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "plan": applied.plan,
+        }
+        (partial / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
+        (partial / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
+        (partial / GRAPH).write_text(text, encoding="utf-8")
+        (partial / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path, model: Any = None) -> Program:
+    """Rebuild the graph of an artifact, bit for bit, on its base model.
+
+    `model` is the base where it is not to be loaded from the place the lock names.
+
+    Raises:
+        PeftcError: E301 for another base, E302 for tensors of another graph, E303 for a damaged
+            file, E308 where the folder is no artifact.
+    """
+    folder = Path(folder)
+    lock = read_lock(folder)
+    check_intact(folder, lock)
+    if model is None:
+        model = base_model(lock, folder)
+    graph = apply(load_spec(folder / SPEC), program_of(model, weights=True), seed=lock["seed"])
+    check_base(graph, lock, folder)
+    fill(graph, read_tensors(folder / TENSORS), folder)
+    applied: Applied = graph.meta[APPLIED]
+    applied.reference = lock["model"]["reference"] or reference_of(model)
+    if hashlib.sha256(listing(graph).encode()).hexdigest() != lock["graph_sha256"]:
+        here = importlib.metadata.version("transformers")
+        raise error(
+            "E301",
+            f"{folder}: the base model gives another graph than the one this was trained on",
+            notes=(f"made with {versions(lock)}; here transformers is {here}",),
+            help=("install the versions that peftc.lock.json names",),
+        )
+    return graph
+
+
+def trained(graph: Program) -> dict[str, nn.Parameter]:
+    """What an artifact stores: every inserted parameter, and the base's unfrozen ones."""
+    return dict(graph.peft_parameters()) | trainable(graph)
+
+
+def model_facts(graph: Program, applied: Applied, folder: Path) -> dict[str, Any]:
+    """What identifies the base: where it is, its class and config, a hash of each weight."""
+    config = graph.signature.config
+    reference = applied.reference
+    if reference is not None and Path(reference).is_dir():
+        reference = str(Path(reference).resolve())
+    return {
+        "reference": reference,
+        "class": graph.signature.model_class,
+        "commit": getattr(config, "_commit_hash", None),
+        "dtype": str(next(graph.parameters()).dtype).removeprefix("torch."),
+        "config": json.loads(config.to_json_string(use_diff=False)),
+        "attn_implementation": getattr(config, "_attn_implementation", None),
+        "weights": weight_hashes(graph),
+    }
+
+
+def weight_hashes(graph: Program) -> dict[str, str]:
+    """SHA-256 of each frozen weight's bytes, by name; trained tensors are not of the base."""
+    own = trained(graph)
+    return {n: digest(p) for n, p in graph.named_parameters() if n not in own}
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    data = tensor.detach().cpu().contiguous()
+    result = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
+    result.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """The lock of an artifact folder."""
+    try:
+        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise error(
+            "E308",
+            f"{folder} is no peftc artifact: it has no {LOCK}",
+            help=("make one with `peftc apply SPEC MODEL -o DIR`",),
+        ) from cause
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as cause:
+        raise error("E303", f"{folder / LOCK} cannot be read: {cause}") from cause
+    if not isinstance(lock, dict) or lock.get("format_version") != FORMAT:
+        raise error("E308", f"{folder / LOCK} is not of format {FORMAT}")
+    return lock
+
+
+def check_intact(folder: Path, lock: Mapping[str, Any]) -> None:
+    """Refuse a file that is not the one the lock was written for."""
+    for name, wanted in lock["sha256"].items():
+        path = folder / name
+        if not path.is_file():
+            raise error("E303", f"{path} is missing", help=("copy the whole folder again",))
+        if (found := sha256(path)) != wanted:
+            raise error(
+                "E303",
+                f"{path} is damaged: sha256 is {found[:12]}, {LOCK} says {wanted[:12]}",
+                notes=(f"the file has {path.stat().st_size:,} bytes",),
+                help=("copy it again: a copy that stopped early looks like this",),
+            )
+
+
+def base_model(lock: Mapping[str, Any], folder: Path) -> Any:
+    """Load the base that the lock names, as the class it was.
+
+    Raises:
+        PeftcError: E309 where the lock names no place the base can be loaded from.
+    """
+    facts = lock["model"]
+    if facts["reference"] is None:
+        raise error(
+            "E309",
+            f"{folder}: the base model was made in Python, so its place is unknown",
+            help=("give it: peftc.load(folder, model)", "or --model on the command line"),
+        )
+    return load_model(
+        facts["reference"],
+        architecture=facts["class"],
+        config=facts["config"],
+        dtype=facts["dtype"],
+        attn=facts["attn_implementation"],
+        revision=facts["commit"],
+    )
+
+
+def check_base(graph: Program, lock: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a base whose frozen weights differ from the lock's."""
+    wanted: dict[str, str] = lock["model"]["weights"]
+    frozen = {n: p for n, p in graph.named_parameters() if n in wanted}
+    absent = [n for n in wanted if n not in frozen]
+    differing = [n for n, p in frozen.items() if digest(p) != wanted[n]]
+    if absent or differing:
+        bad = absent + differing
+        raise error(
+            "E301",
+            f"{folder} belongs to another base model: {len(bad)} of {len(wanted)} weights differ",
+            notes=(", ".join(bad[:3]) + (", ..." if len(bad) > 3 else ""),),
+            help=(f"the lock names {lock['model']['reference'] or lock['model']['class']}",),
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as cause:
+        raise error("E303", f"{path} cannot be read: {cause}") from cause
+
+
+def fill(graph: Program, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy stored tensors into the graph's parameters, every one of both sides used.
+
+    Raises:
+        PeftcError: E302 for missing or unexpected names, E104 for another shape.
+    """
+    own = trained(graph)
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise error(
+            "E302",
+            f"{TENSORS} does not belong to this graph: {len(missing)} missing, "
+            f"{len(unexpected)} unexpected tensors",
+            notes=tuple(
+                f"{what}: {', '.join(names[:3])}"
+                for what, names in (("missing", missing), ("unexpected", unexpected))
+                if names
+            ),
+            help=(f"it was made by another spec than {folder / SPEC}",),
+        )
+    for name, parameter in own.items():
+        value = tensors[name]
+        if value.shape != parameter.shape:
+            raise error(
+                "E104",
+                f"checkpoint tensor {name} is {list(value.shape)}, "
+                f"the spec makes {list(parameter.shape)}",
+                help=("use the spec that the checkpoint was made with",),
+            )
+        parameter.data.copy_(value)
+
+
+def versions(lock: Mapping[str, Any]) -> str:
+    """The versions of a lock, as text."""
+    return ", ".join(f"{p} {v}" for p, v in lock["versions"].items())

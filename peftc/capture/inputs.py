@@ -1,0 +1,99 @@
+"""Example inputs for tracing, from the model's own forward signature and config."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftc.capture.program import Input
+from peftc.diagnostics import error
+
+# Every independent axis has its own size: axes of one size become one symbol in the trace.
+SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7}
+
+
+@dataclass(frozen=True)
+class Example:
+    """The inputs a model is traced with: their description and one value each."""
+
+    inputs: tuple[Input, ...]
+    values: dict[str, Tensor]
+
+    def resized(self, sizes: dict[str, int], vocabulary: int) -> dict[str, Tensor]:
+        """Fresh values at other sizes, padded at the end of every row but the first."""
+        return {i.name: example_value(i, sizes, vocabulary) for i in self.inputs}
+
+
+def example_for(model: Any) -> Example:
+    """Describe and make what `model` is traced with.
+
+    Raises:
+        PeftcError: E203 where the model's main input is of an unknown kind.
+    """
+    accepted = set(inspect.signature(model.forward).parameters)
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    inputs: list[Input] = []
+    axes = ("batch", "sequence")
+    main = model.main_input_name
+    if main == "input_ids":
+        inputs.append(Input("input_ids", torch.long, axes))
+        inputs.append(Input("attention_mask", torch.long, axes, "ones"))
+        if "token_type_ids" in accepted and (getattr(text, "type_vocab_size", None) or 0) > 0:
+            inputs.append(Input("token_type_ids", torch.long, axes, "zeros"))
+    elif main == "pixel_values":
+        inputs.append(Input(main, model.dtype, ("batch", *image_shape(config))))
+    elif main == "input_values":
+        inputs.append(Input(main, model.dtype, axes))
+        if "attention_mask" in accepted:
+            inputs.append(Input("attention_mask", torch.long, axes, "ones"))
+    elif main == "input_features":
+        frames = (
+            2 * config.max_source_positions if hasattr(config, "max_source_positions") else None
+        )
+        inputs.append(
+            Input(main, model.dtype, ("batch", config.num_mel_bins, frames or "sequence"))
+        )
+    else:
+        raise error(
+            "E203",
+            f"{type(model).__name__} takes `{main}`, which peftc does not know how to trace",
+            help=("text, image and audio models can be captured",),
+        )
+    if "decoder_input_ids" in accepted:
+        decoder = ("batch", "decoder_sequence")
+        inputs.append(Input("decoder_input_ids", torch.long, decoder))
+        if "decoder_attention_mask" in accepted:
+            inputs.append(Input("decoder_attention_mask", torch.long, decoder, "ones"))
+    inputs = [i for i in inputs if i.name in accepted or i.name == "input_ids"]
+    vocabulary = getattr(text, "vocab_size", 2) or 2
+    return Example(tuple(inputs), {i.name: example_value(i, SIZES, vocabulary) for i in inputs})
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of an image model."""
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return config.num_channels, height, width
+
+
+def example_value(i: Input, sizes: dict[str, int], vocabulary: int) -> Tensor:
+    """A value of the input's dtype and shape: ids small and varied, masks with some padding."""
+    shape = [sizes[d] if isinstance(d, str) else d for d in i.dims]
+    if i.name.endswith("mask"):
+        mask = torch.ones(shape, dtype=i.dtype)
+        if shape[-1] > 3:
+            mask[1:, -2:] = 0
+        return mask
+    if i.name == "token_type_ids":
+        return torch.zeros(shape, dtype=i.dtype)
+    if i.dtype == torch.long:
+        # No id below 3: those are usually padding, start and end marks.
+        count = torch.arange(shape[0] * shape[1]).reshape(shape)
+        return count * 7 % max(vocabulary - 3, 1) + min(3, vocabulary - 1)
+    values = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float32)
+    return torch.sin(values).reshape(shape).to(i.dtype)

@@ -1,0 +1,180 @@
+"""A folder, a hub name or a config -> PreTrainedModel, with the head that a task asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftc.diagnostics import error
+
+# The names people give tasks, and transformers' own factory for each.
+TASKS = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "feature-extraction": "AutoModel",
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+}
+SEED = 0  # of weights that the checkpoint does not have: a fresh head is the same every time
+
+
+def load_model(
+    reference: Any,
+    *,
+    task: str | None = None,
+    labels: str | None = None,
+    architecture: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+    random_weights: bool = False,
+) -> Any:
+    """Load a model: a folder, a hub name, or a config object.
+
+    Without `weights` the tensors are meta tensors and no weights are read. `labels` is a number
+    or names with commas. `architecture` and `config` name the very class and settings, as a lock
+    file does.
+
+    Raises:
+        PeftcError: E205 where there is no such model, E206 for a task that it cannot have, E207
+            where weights are missing, E502 where the hub cannot be asked.
+    """
+    import transformers
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(reference, PretrainedConfig):
+        settings, source = reference, None
+    else:
+        source = str(reference)
+        check_reference(source)
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        settings = guarded(lambda: AutoConfig.from_pretrained(source, **options), source)
+    if config is not None:
+        settings = type(settings).from_dict(dict(config))
+    set_labels(settings, labels)
+    factory = factory_of(settings, task, architecture, transformers)
+    kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
+    wanted = getattr(torch, dtype) if dtype else None
+    if source is None or not weights or (random_weights and not has_weights(source)):
+        with torch.device("cpu" if random_weights or (source is None and weights) else "meta"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED)
+                model = built(factory, settings, {**kwargs, "dtype": wanted or torch.float32})
+        return model.eval()
+    if Path(source).is_dir() and not has_weights(source):
+        raise error(
+            "E207",
+            f"{source} has a config but no model.safetensors",
+            help=(
+                "`plan` and `sites` need no weights",
+                "to build the model with random weights: --random-weights",
+            ),
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return guarded(
+            lambda: factory.from_pretrained(
+                source,
+                config=settings,
+                revision=revision,
+                dtype=wanted or "auto",
+                use_safetensors=True,
+                **({"trust_remote_code": True} if trust_remote_code else {}),
+                **kwargs,
+            ),
+            source,
+        ).eval()
+
+
+def check_reference(source: str) -> None:
+    """Refuse what is neither a folder with a config nor shaped like a hub name."""
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise error(
+            "E205",
+            f"{source} has no config.json, so it is no model folder",
+            help=("give the folder that `save_pretrained` wrote",),
+        )
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not path.exists() and looks_like_path:
+        raise error("E205", f"{source}: no such folder", help=("check the path",))
+    if path.is_file():
+        raise error("E205", f"{source} is a file; a model is a folder or a hub name")
+
+
+def has_weights(source: str) -> bool:
+    """Whether a folder holds safetensors; hub names are taken to have them."""
+    return not Path(source).is_dir() or any(Path(source).glob("*.safetensors"))
+
+
+def set_labels(settings: Any, labels: str | None) -> None:
+    """Put the labels of the task into the config."""
+    if labels is None:
+        return
+    names = [n.strip() for n in labels.split(",")]
+    if len(names) == 1:
+        if not names[0].isdigit() or int(names[0]) < 1:
+            raise error("E008", f"--labels {labels}: a number, or names with commas between them")
+        names = [f"LABEL_{k}" for k in range(int(names[0]))]
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {n: k for k, n in enumerate(names)}
+
+
+def factory_of(settings: Any, task: str | None, architecture: str | None, library: Any) -> Any:
+    """What makes the model: the class itself, or transformers' factory for the task."""
+    name = architecture or next(iter(getattr(settings, "architectures", None) or []), None)
+    if task is None and name is not None and hasattr(library, name):
+        return getattr(library, name)
+    factory = TASKS.get(task or "feature-extraction")
+    if factory is None:
+        import difflib
+
+        near = difflib.get_close_matches(task or "", TASKS, 1)
+        raise error(
+            "E206",
+            f"`{task}` is no task",
+            help=(*[f"did you mean `{n}`?" for n in near], f"tasks: {', '.join(TASKS)}"),
+        )
+    made = getattr(library, factory)
+    if type(settings) not in made._model_mapping:
+        able = [t for t, f in TASKS.items() if type(settings) in getattr(library, f)._model_mapping]
+        raise error(
+            "E206",
+            f"a {settings.model_type} model cannot have the task {task}",
+            help=(f"it can have: {', '.join(able)}",),
+        )
+    return made
+
+
+def built(factory: Any, settings: Any, options: dict[str, Any]) -> Any:
+    """A model from its config alone."""
+    if hasattr(factory, "from_config"):
+        return factory.from_config(settings, **options)
+    return factory._from_config(settings, **options)
+
+
+def guarded(load: Any, source: str) -> Any:
+    """Run a loader of transformers, its complaints as ours."""
+    try:
+        return load()
+    except (OSError, ValueError) as cause:
+        first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
+        if not Path(source).is_dir() and isinstance(cause, OSError):
+            raise error(
+                "E502",
+                f"{source} is neither a folder nor in the local cache, "
+                "and the hub could not be asked",
+                notes=(first[:200],),
+                help=("give a folder with config.json and model.safetensors",),
+            ) from cause
+        raise error("E205", f"{source} cannot be loaded: {first[:300]}") from cause

@@ -1,0 +1,174 @@
+"""torch.export.ExportedProgram -> Program: weights by name, no guards, dropouts as modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from peftc.capture.inputs import Example
+from peftc.capture.program import Output, Program, Signature, build
+from peftc.capture.trace import frozen_config
+from peftc.diagnostics import error
+
+# A view holds only for the strides of the traced run; another attention kernel gives others.
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+CHECKS = ("_assert", "sym_constrain")
+WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def normalise(exported: ExportedProgram, model: Any, example: Example) -> Program:
+    """Lift the exported graph into a Program.
+
+    Weight placeholders become get_attr nodes under their `state_dict` names (frozen parameters
+    over the model's own storage); guards and asserts go; eval dropouts become `nn.Dropout`
+    modules, so that `program.train()` has the model's own.
+    """
+    source = exported.graph
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    targets: dict[str, Any] = {}
+    specs = {s.arg.name: s for s in exported.graph_signature.input_specs}
+    placeholders = [n for n in source.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        if specs[node.name].kind == InputKind.USER_INPUT:
+            values[node] = copied(graph.placeholder(node.name), node)
+    for node in placeholders:
+        spec = specs[node.name]
+        if spec.kind in WEIGHTS and node.users:
+            target = str(spec.target)
+            targets[target] = frozen(weight(exported, target), spec.kind)
+            values[node] = copied(graph.get_attr(target), node)
+    for node in source.nodes:
+        if node.op == "call_function" and not is_check(node):
+            values[node] = lift(node, graph, values, targets)
+    returned = [values[n] for n in source.output_node().args[0]]  # type: ignore[union-attr]
+    graph.output(tuple(returned))
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    return build(
+        {t: v for t, v in targets.items() if t in used},
+        graph,
+        signature_of(exported, model, example, returned),
+    )
+
+
+def lift(
+    node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node], targets: dict[str, Any]
+) -> fx.Node:
+    """Copy one node; `%d = peftc.dropout(%x, p)`  ->  `%d = call_module dropout.<path>(%x)`."""
+    if node.target is torch.ops.peftc.dropout.default:
+        x, p = node.args
+        if p == 0.0:
+            return values[x]  # type: ignore[index]
+        path = f"dropout.{module_of(node)}".rstrip(".").replace(".", "_")
+        name, k = path, 2
+        while name in targets:
+            name, k = f"{path}_{k}", k + 1
+        targets[name] = nn.Dropout(float(p))  # type: ignore[arg-type]
+        return copied(graph.call_module(name, (values[x],)), node)  # type: ignore[index]
+    new = copied(graph.node_copy(node, values.__getitem__), node)
+    if new.target in VIEWS:
+        new.target = torch.ops.aten.reshape.default
+    return new
+
+
+def copied(new: fx.Node, old: fx.Node) -> fx.Node:
+    """Keep what later stages read: the fake value and the path of the module it came from."""
+    new.meta = {"val": old.meta.get("val"), "module": module_of(old)}
+    return new
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the innermost module whose forward made this node; "" for the model itself."""
+    if "module" in node.meta:
+        return node.meta["module"]
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path.removeprefix("L['self'].")
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether the node only checks (asserts, range constraints) and computes nothing."""
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.startswith(CHECKS) or str(node.target).startswith(
+        tuple(f"aten.{c}" for c in CHECKS)
+    )
+
+
+def weight(exported: ExportedProgram, target: str) -> Tensor:
+    """The tensor that a lifted placeholder stands for."""
+    if target in exported.state_dict:
+        return exported.state_dict[target]
+    return exported.constants[target]  # type: ignore[return-value]
+
+
+def frozen(tensor: Tensor, kind: InputKind) -> Tensor:
+    """A parameter without gradient over the same storage; buffers and constants as they are."""
+    if kind == InputKind.PARAMETER:
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor.detach()
+
+
+def signature_of(
+    exported: ExportedProgram, model: Any, example: Example, returned: list[fx.Node]
+) -> Signature:
+    """The signature of the flat graph, its outputs named by their place in the model's output."""
+    structure = exported.call_spec.out_spec
+    if structure is None:
+        raise error("E201", f"{type(model).__name__} returns nothing that torch.export records")
+    leaves = pytree.tree_unflatten(list(range(len(returned))), structure)
+    paths, _ = pytree.tree_flatten_with_path(leaves)
+    symbols = axis_names(exported, example)
+    outputs = tuple(
+        Output(
+            ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+            or "output",
+            dims_of(node, symbols),
+        )
+        for (path, _), node in zip(paths, returned, strict=True)
+    )
+    return Signature(
+        inputs=example.inputs,
+        outputs=outputs,
+        structure=structure,
+        config=frozen_config(model),
+        loss=loss_name(model, outputs),
+        model_class=type(model).__name__,
+        task_parameters=task_parameters(model),
+    )
+
+
+def loss_name(model: Any, outputs: tuple[Output, ...]) -> str | None:
+    """The loss transformers computes for this model; its default is the causal one."""
+    if not any(o.name.endswith("logits") for o in outputs):
+        return None
+    return getattr(model, "loss_type", None) or "ForCausalLM"
+
+
+def task_parameters(model: Any) -> frozenset[str]:
+    """Names of the parameters that the task added to the base model: the head's."""
+    base = getattr(model, "base_model", model)
+    inside = {id(p) for p in base.parameters()}
+    return frozenset(n for n, p in model.named_parameters() if id(p) not in inside)
+
+
+def axis_names(exported: ExportedProgram, example: Example) -> dict[str, str]:
+    """The tracer's symbols by the names of the input axes: {"s77": "batch", ...}."""
+    nodes = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
+    return {
+        str(size): dim
+        for i in example.inputs
+        for size, dim in zip(nodes[i.name].meta["val"].shape, i.dims, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def dims_of(node: fx.Node, symbols: dict[str, str]) -> tuple[int | str, ...]:
+    """The shape of a node's value, free axes by name."""
+    shape = node.meta["val"].shape
+    return tuple(d if isinstance(d, int) else symbols.get(str(d), str(d)) for d in shape)

@@ -1,0 +1,75 @@
+"""What all pieces share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "leaky_relu": functional.leaky_relu,
+    "identity": lambda x: x,
+}
+
+
+class Piece(nn.Module, ABC):
+    """A delta: computes what is composed with the value h at a site.
+
+    `reads_input` says whether forward takes the value that the insertion reads; a piece without
+    input (a vector) is only its parameters.
+    """
+
+    kind: ClassVar[str]
+    reads_input: ClassVar[bool] = True
+
+    @classmethod
+    def at(cls, options: Any, in_width: int, width: int) -> Self:
+        """The piece that reads (..., in_width) and gives (..., width), freshly initialised."""
+        raise LookupError(f"the piece `{cls.kind}` is not made from widths")
+
+
+def linear(
+    in_width: int, out_width: int, *, bias: bool = True, std: float | None = None
+) -> nn.Linear:
+    """Y = x W^T + b, with W ~ N(0, std^2) truncated at two sigma (zero for std 0) and b = 0.
+
+    With `std` None, W has Kaiming-uniform values (a = sqrt 5), torch's own default.
+    """
+    layer = nn.Linear(in_width, out_width, bias=bias)
+    if std is not None:
+        if std > 0:
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        else:
+            nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RMSNorm(nn.Module):
+    """y = w x / sqrt(mean(x^2) + eps).  x: (..., width); w = 1 at the start (Zhang, Sennrich 2019).
+
+    Written out, since exporters know the plain operations better than the fused one.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+def norm(kind: str, width: int) -> nn.Module:
+    """A fresh normalisation over the last axis: "layer" or "rms"."""
+    return RMSNorm(width) if kind == "rms" else nn.LayerNorm(width)

@@ -1,0 +1,47 @@
+"""The low-rank update of a projection."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from peftc.pieces.base import Piece
+
+
+class LowRank(Piece):
+    """delta(x) = (dropout(x) A^T) B^T.  x: (..., in), A: (rank, in), B: (out, rank).
+
+    B = 0 at the start, so delta = 0; A is Kaiming-uniform, or N(0, 1/rank) for init "gaussian".
+    The scale alpha / rank belongs to the composition. Source: Hu et al. 2021, "LoRA".
+    """
+
+    kind: ClassVar[str] = "low_rank"
+
+    def __init__(
+        self, in_width: int, width: int, rank: int, *, dropout: float = 0.0, init: str = "kaiming"
+    ) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, in_width))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        if init == "gaussian":
+            nn.init.normal_(self.A, std=1 / rank)
+        else:
+            nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    @classmethod
+    def at(cls, options: Any, in_width: int, width: int) -> Self:
+        """The low-rank update that a spec's options describe."""
+        return cls(in_width, width, options.rank, dropout=options.dropout, init=options.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return functional.linear(functional.linear(x, self.A), self.B)
+
+    def merged(self) -> Tensor:
+        """B A, (out, in): what the update adds to a weight of that shape."""
+        return self.B @ self.A

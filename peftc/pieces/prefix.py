@@ -1,0 +1,111 @@
+"""Trainable keys and values in front of attention, and their reparameterisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftc.pieces.base import ACTIVATIONS, Piece
+
+
+class Prefix(Piece):
+    """(k, v)  ->  ([P_k; k], [P_v; v]) along the length axis.
+
+    k: (batch, heads, length, head_dim), P_k: (kv_heads, tokens, head_dim), and so for v with
+    value_dim. Each key/value head is repeated heads / kv_heads times in a row, as grouped-query
+    attention repeats its own. Without keys and values of its own (`own` false) the piece takes
+    them as further inputs, from a `Reparameterization`.
+    P ~ N(0, 0.02^2) at the start, or zeros: no prefix is the identity, since its keys take part
+    in the softmax. Source: Li and Liang 2021, "Prefix-Tuning"; Liu et al. 2022, "P-Tuning v2".
+    """
+
+    kind: ClassVar[str] = "prefix"
+
+    def __init__(
+        self,
+        tokens: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int,
+        *,
+        own: bool = True,
+        init: str = "normal",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.repeats = heads // kv_heads
+        self.shapes = ((kv_heads, tokens, head_dim), (kv_heads, tokens, value_dim))
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        if own:
+            self.key = nn.Parameter(torch.zeros(self.shapes[0]))
+            self.value = nn.Parameter(torch.zeros(self.shapes[1]))
+            if init == "normal":
+                nn.init.normal_(self.key, std=0.02)
+                nn.init.normal_(self.value, std=0.02)
+
+    def forward(
+        self, k: Tensor, v: Tensor, key: Tensor | None = None, value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        key = self.key if key is None else key
+        value = self.value if value is None else value
+        return self.joined(key, k), self.joined(value, v)
+
+    def joined(self, prefix: Tensor, x: Tensor) -> Tensor:
+        """[prefix; x], the prefix repeated over heads and over the batch."""
+        if self.dropout is not None:
+            prefix = self.dropout(prefix)
+        if self.repeats > 1:
+            prefix = prefix.repeat_interleave(self.repeats, 0)
+        prefix = prefix.unsqueeze(0).expand(x.shape[0], -1, -1, -1)
+        return torch.cat([prefix.to(x.dtype), x], 2)
+
+
+class Reparameterization(nn.Module):
+    """Keys and values of all sites from one MLP: out(act(hidden(E))).
+
+    E: (tokens, width), hidden: (hidden, width), out: (sum of a site's kv_heads (head_dim +
+    value_dim), hidden). Gives one (kv_heads, tokens, head_dim) key and one value a site, in
+    turn. Dropped by folding, which keeps what it gives. Source: Li and Liang 2021, section 4.3.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int, int]],
+        tokens: int,
+        width: int,
+        hidden: int,
+        act: str = "tanh",
+    ) -> None:
+        super().__init__()
+        self.shapes = tuple(shapes)
+        self.embedding = nn.Parameter(torch.empty(tokens, width))
+        nn.init.normal_(self.embedding)
+        self.hidden = nn.Linear(width, hidden)
+        self.act = ACTIVATIONS[act]
+        self.out = nn.Linear(hidden, sum(heads * dim for heads, _, dim in self.shapes))
+
+    def forward(self) -> tuple[Tensor, ...]:
+        flat = self.out(self.act(self.hidden(self.embedding)))
+        parts = flat.split([heads * dim for heads, _, dim in self.shapes], dim=-1)
+        return tuple(
+            part.reshape(tokens, heads, dim).transpose(0, 1)
+            for part, (heads, tokens, dim) in zip(parts, self.shapes, strict=True)
+        )
+
+
+def prefix_at(options: Any, attention: Any) -> Prefix:
+    """The prefix that a spec's options describe at an attention core (`heads`, `kv_heads`, ...)."""
+    return Prefix(
+        options.tokens,
+        attention.heads,
+        attention.kv_heads,
+        attention.head_dim,
+        attention.value_dim,
+        own=options.reparam is None,
+        init=options.init,
+        dropout=options.dropout,
+    )

@@ -1,0 +1,32 @@
+"""The learned vector that scales or shifts a value."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from peftc.pieces.base import Piece
+
+
+class Vector(Piece):
+    """delta = l, one number a feature: h <- h * l (ones at the start) or h + l (zeros).
+
+    l: (width,), h: (..., width). Source: Liu et al. 2022, "(IA)3", for the product.
+    """
+
+    kind: ClassVar[str] = "vector"
+    reads_input: ClassVar[bool] = False
+
+    def __init__(self, width: int, *, init: str = "ones") -> None:
+        super().__init__()
+        self.l = nn.Parameter(torch.ones(width) if init == "ones" else torch.zeros(width))
+
+    @classmethod
+    def at(cls, options: Any, in_width: int, width: int) -> Self:
+        """The vector that a spec's options describe."""
+        return cls(width, init=options.init)
+
+    def forward(self) -> Tensor:
+        return self.l

@@ -1,0 +1,185 @@
+"""Plan -> passes -> Program: runs the rewrites, checks the graph after each, says what changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from peftc.capture.listing import difference, listing
+from peftc.capture.program import Program, attribute
+from peftc.passes.base import Pass
+from peftc.passes.drop_dropout import DropDropout
+from peftc.passes.fold_low_rank import FoldLowRank
+from peftc.passes.fold_reparam import FoldReparam
+from peftc.passes.fold_vector import FoldVector
+from peftc.passes.insert import Insert
+from peftc.passes.prefix import InsertPrefix, ShiftPositions
+from peftc.passes.prompt import InsertPrompt
+from peftc.passes.unfreeze import Unfreeze
+from peftc.pieces import piece_class
+from peftc.pieces.prefix import Reparameterization
+from peftc.planner import Plan, Planned, build_pieces
+
+# What passes note on nodes for one another, and nothing after them reads.
+MARKS = ("replaced_by", "parallel", "lengthens", "stale")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one pass did: the lines of the graph that changed, and the seconds it took."""
+
+    name: str
+    difference: tuple[str, ...]
+    seconds: float
+
+    @property
+    def modified(self) -> bool:
+        """Whether the graph changed."""
+        return bool(self.difference)
+
+
+@dataclass
+class Pipeline:
+    """Runs passes over one Program, in place, and collects their reports."""
+
+    program: Program
+    reports: list[Report] = field(default_factory=list)
+
+    def run(self, passes: Iterable[Pass]) -> Program:
+        """Run every pass and check the graph after it; recompile once at the end.
+
+        Raises:
+            RuntimeError: where a pass broke an invariant, which is a fault of this package.
+        """
+        before = listing(self.program)
+        for p in passes:
+            start = time.perf_counter()
+            p.run(self.program)
+            after = listing(self.program)
+            check(self.program, p)
+            seconds = time.perf_counter() - start
+            self.reports.append(Report(p.name, tuple(difference(before, after)), seconds))
+            before = after
+        for node in self.program.graph.nodes:
+            for mark in MARKS:
+                node.meta.pop(mark, None)
+        self.program.recompile()
+        return self.program
+
+
+def check(program: Program, p: Pass) -> None:
+    """The invariants: a well-formed graph, a value on every node, the signature as it was."""
+    program.graph.lint()
+    missing = [
+        n.name for n in program.graph.nodes if n.op != "output" and n.meta.get("val") is None
+    ]
+    if missing:
+        raise RuntimeError(f"after {p.name}: nodes without a value: {', '.join(missing[:5])}")
+    names = tuple(n.name for n in program.graph.nodes if n.op == "placeholder")
+    returned = program.graph.output_node().args[0]
+    signature = program.signature
+    if names != tuple(i.name for i in signature.inputs) or len(returned) != len(signature.outputs):  # type: ignore[arg-type]
+        raise RuntimeError(f"after {p.name}: the graph no longer has its signature")
+    for node, i in zip(program.graph.nodes, signature.inputs, strict=False):
+        fixed = [
+            d
+            for size, d in zip(node.meta["val"].shape, i.dims, strict=True)
+            if isinstance(d, str) and str(size).isdigit()
+        ]
+        if fixed:
+            raise RuntimeError(f"after {p.name}: {i.name} lost its free axes {', '.join(fixed)}")
+
+
+def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
+    """Carry out `plan` on the Program its sites belong to, in place.
+
+    Fresh pieces are drawn under `seed`, whatever the global random state is.
+    """
+    program = plan.sites.program
+    pipeline = Pipeline(program)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
+    passes += shifts(plan)
+    if plan.unfrozen:
+        passes.append(Unfreeze(plan.unfrozen))
+    pipeline.run(passes)
+    return program, pipeline.reports
+
+
+def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
+    """The passes of one insertion: which kind follows from how it composes."""
+    insertion, sites = planned.insertion, plan.sites
+    pieces = build_pieces(insertion, planned.places, sites)
+    move(pieces, planned, plan.sites.program)
+    options = insertion.delta.options
+    if insertion.compose.kind == "attend":
+        reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
+        return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam)]  # type: ignore[arg-type]
+    if insertion.compose.kind == "prepend":
+        return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
+    reads = insertion.reads or "h"
+    reads_input = piece_class(insertion.delta.kind).reads_input
+    return [Insert(insertion.id, planned.places, pieces, reads, insertion.compose, reads_input)]  # type: ignore[arg-type]
+
+
+def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
+    """The pass of one prompt, its rows drawn from the vocabulary where the spec says so."""
+    place, insertion = planned.places[k], planned.insertion
+    embedding = next(e for e in plan.sites.embeddings if e.site is place)
+    table = attribute(plan.sites.program, embedding.table)
+    if insertion.delta.options.init == "vocab" and table.device.type != "meta":
+        rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
+        piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
+    dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
+    trim = insertion.compose.options.trim
+    return InsertPrompt(insertion.id, embedding, plan.sites, piece, dummy, trim)  # type: ignore[arg-type]
+
+
+def plain_token(config: object, vocabulary: int) -> int:
+    """A token id that the config gives no special meaning."""
+    special = {v for k, v in vars(config).items() if k.endswith("_token_id") and isinstance(v, int)}
+    return next(k for k in range(min(3, vocabulary - 1), vocabulary) if k not in special)
+
+
+def shifts(plan: Plan) -> list[Pass]:
+    """One shift a stack: its longest self-attention prefix that asks for shifted positions."""
+    longest: dict[str, int] = {}
+    for planned in plan.insertions:
+        options = planned.insertion.delta.options
+        if planned.insertion.compose.kind != "attend" or options.positions != "shift":
+            continue
+        for place in planned.places:
+            if place.role == "attn.kv":
+                longest[place.stack] = max(longest.get(place.stack, 0), options.tokens)
+    return [
+        ShiftPositions([p for p in plan.sites.positions if p.stack == stack], tokens)
+        for stack, tokens in longest.items()
+        if any(p.stack == stack for p in plan.sites.positions)
+    ]
+
+
+def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
+    """Put pieces where the values at their places live, in their dtype."""
+    for piece, place in zip(pieces, [*planned.places, planned.places[0]], strict=False):
+        node = place.k if hasattr(place, "k") else place.h  # type: ignore[union-attr]
+        value = node.meta["val"]
+        piece.to(device=value.device, dtype=value.dtype)
+
+
+def fold(program: Program, *, merge: bool = True) -> tuple[Program, list[Report]]:
+    """A copy of `program` that is cheaper to run and gives the same outputs.
+
+    Dropouts and reparameterisations go; with `merge`, low-rank updates and vectors go into the
+    frozen weights next to them. Weights that change have storage of their own.
+    """
+    pipeline = Pipeline(program.clone(pieces=True))
+    passes: list[Pass] = [DropDropout(), FoldReparam()]
+    if merge:
+        passes += [FoldLowRank(), FoldVector()]
+    pipeline.run(passes)
+    return pipeline.program, pipeline.reports

@@ -1,0 +1,255 @@
+"""Facts about every node of a graph: its operation, what it depends on, and whether it projects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from peftc.capture.program import Program, attribute
+
+# Operations that move, cast or scale a value without mixing its features with another's.
+UNARY = frozenset(
+    [
+        "dropout",
+        "_to_copy",
+        "clone",
+        "contiguous",
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "mul",
+        "div",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "alias",
+        "detach",
+        "flatten",
+        "expand",
+    ]
+)
+# Operations on the way from a weight to its use.
+WEIGHT_STEPS = frozenset(
+    [
+        "t",
+        "transpose",
+        "permute",
+        "_to_copy",
+        "view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "mul",
+        "div",
+        "add",
+        "sub",
+        "index",
+        "index_select",
+        "contiguous",
+        "clone",
+        "select",
+        "slice",
+        "detach",
+        "alias",
+        "getitem",
+        "unbind",
+        "chunk",
+        "split",
+        "mT",
+        "_weight_norm",
+    ]
+)
+
+
+def operation(node: fx.Node) -> str:
+    """The base name of a node's operation: "linear", "add", "getitem", "dropout", or ""."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        module = attribute(owner, str(node.target)) if owner is not None else None
+        return "dropout" if isinstance(module, nn.Dropout) else "module"
+    if node.op != "call_function":
+        return ""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return schema.name.split("::")[1]
+    return getattr(node.target, "__name__", "")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of an activation by a frozen weight: h = x W^T + b.
+
+    `h` and `x` are in the model's own shape, (batch, length, features), where the model flattens
+    rows for the product.
+    """
+
+    node: fx.Node  # the product itself
+    h: fx.Node
+    x: fx.Node
+    reader: fx.Node  # the node that reads x
+    weight: str
+    bias: str | None
+    transposed: bool
+    width: int
+    in_width: int
+
+
+class Facts:
+    """What the finders ask about one Program's graph. Node sets are bit masks by node order."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes = list(program.graph.nodes)
+        self.index = {n: k for k, n in enumerate(self.nodes)}
+        self.op = {n: operation(n) for n in self.nodes}
+        self.ancestors: dict[fx.Node, int] = {}
+        self.descendants: dict[fx.Node, int] = {}
+        self._relations()
+        self.inputs = self.mask(n for n in self.nodes if n.op == "placeholder")
+        self.projections: dict[fx.Node, Projection] = {}
+        for node in self.nodes:
+            if (projection := self._projection(node)) is not None:
+                self.projections[node] = projection
+        self.projecting = self.mask(self.projections)
+
+    def _relations(self) -> None:
+        """Ancestors and descendants of each node, itself included; sizes carry no data."""
+        data = {n: [m for m in n.all_input_nodes if self.is_tensor(m)] for n in self.nodes}
+        for node in self.nodes:
+            mask = 1 << self.index[node]
+            for source in data[node]:
+                mask |= self.ancestors[source]
+            self.ancestors[node] = mask
+        for node in self.nodes:
+            self.descendants[node] = 1 << self.index[node]
+        for node in reversed(self.nodes):
+            for source in data[node]:
+                self.descendants[source] |= self.descendants[node]
+
+    @staticmethod
+    def is_tensor(node: fx.Node) -> bool:
+        """Whether the node gives tensors, not a size."""
+        return not isinstance(node.meta.get("val"), int | float) and not hasattr(
+            node.meta.get("val"), "node"
+        )
+
+    def mask(self, nodes: Any) -> int:
+        """The bit mask of some nodes."""
+        result = 0
+        for node in nodes:
+            result |= 1 << self.index[node]
+        return result
+
+    def of(self, mask: int) -> list[fx.Node]:
+        """The nodes of a bit mask, in order."""
+        found = []
+        while mask:
+            low = mask & -mask
+            found.append(self.nodes[low.bit_length() - 1])
+            mask ^= low
+        return found
+
+    def is_ancestor(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether b is computed from a, or is a."""
+        return bool(self.ancestors[b] >> self.index[a] & 1)
+
+    def between(self, a: fx.Node, b: fx.Node) -> int:
+        """The nodes on paths from a to b, b included and a not."""
+        return self.descendants[a] & self.ancestors[b] & ~(1 << self.index[a])
+
+    def active(self, node: fx.Node) -> bool:
+        """Whether the node depends on the inputs."""
+        return bool(self.ancestors[node] & self.inputs)
+
+    def strip(self, node: fx.Node) -> fx.Node:
+        """The value behind unary operations."""
+        while self.op[node] in UNARY:
+            sources = [m for m in node.all_input_nodes if self.is_tensor(m) and self.active(m)]
+            if len(sources) != 1:
+                break
+            node = sources[0]
+        return node
+
+    def weight_of(self, node: Any) -> str | None:
+        """The state_dict name of the floating parameter that `node` is a form of, or None."""
+        for _ in range(12):
+            if not isinstance(node, fx.Node) or self.active(node):
+                return None
+            if node.op == "get_attr":
+                value = attribute(self.program, str(node.target))
+                return str(node.target) if value.is_floating_point() else None
+            if self.op[node] not in WEIGHT_STEPS or not node.args:
+                return None
+            node = node.args[0]
+        return None
+
+    def _projection(self, node: fx.Node) -> Projection | None:
+        """The projection that `node` computes, or None."""
+        op, args = self.op[node], node.args
+        x: Any
+        bias: Any = None
+        if op == "linear":
+            x, w, transposed = args[0], args[1], False
+            bias = args[2] if len(args) > 2 else None
+        elif op == "addmm":
+            bias, x, w, transposed = args[0], args[1], args[2], True
+        elif op in ("mm", "matmul", "bmm"):
+            x, w, transposed = args[0], args[1], True
+        elif op in ("conv1d", "convolution") and self._pointwise(node):
+            x, w, transposed = args[0], args[1], False
+            bias = args[2] if len(args) > 2 else None
+        else:
+            return None
+        name = self.weight_of(w)
+        if name is None or not isinstance(x, fx.Node) or not self.active(x):
+            return None
+        h, reader = node, node
+        if op in ("addmm", "mm"):
+            source, result = x, list(node.users)
+            if self.op[source] in ("view", "reshape") and len(result) == 1:
+                if self.op[result[0]] in ("view", "reshape"):
+                    h, x, reader = result[0], source.args[0], source
+        axis = 1 if op in ("conv1d", "convolution") else -1
+        width, in_width = h.meta["val"].shape[axis], x.meta["val"].shape[axis]
+        if not isinstance(width, int) or not isinstance(in_width, int):
+            return None
+        return Projection(
+            node, h, x, reader, name, self.weight_of(bias), transposed, width, in_width
+        )
+
+    def _pointwise(self, node: fx.Node) -> bool:
+        """Whether a convolution has kernels of one element and no groups: a linear over channels."""
+        weight = node.args[1].meta["val"]  # type: ignore[union-attr]
+        groups = node.args[-1] if len(node.args) >= 7 else 1
+        return weight.dim() == 3 and weight.shape[-1] == 1 and groups == 1
+
+    def frontier(self, node: fx.Node, within: int = -1) -> list[Projection]:
+        """The projections met first on the way back from `node`, in order, inside `within`."""
+        found: dict[fx.Node, None] = {}
+        seen: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            n = waiting.pop()
+            if n in seen or not self.is_tensor(n) or not self.active(n):
+                continue
+            seen.add(n)
+            if n in self.projections:
+                if within >> self.index[n] & 1:
+                    found[n] = None
+                continue
+            if self.op[n] in ("embedding", "scaled_dot_product_attention"):
+                continue
+            waiting += n.all_input_nodes
+        return [self.projections[n] for n in sorted(found, key=self.index.__getitem__)]
+
+
+def feature_width(node: fx.Node) -> int | None:
+    """The fixed size of a value's last axis, or None."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.dim() and isinstance(value.shape[-1], int):
+        return value.shape[-1]
+    return None

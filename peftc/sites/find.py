@@ -1,0 +1,355 @@
+"""Program -> Sites: the roles of a transformer's values, by dataflow alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from peftc.capture.program import Program
+from peftc.sites.attention import Core, cores
+from peftc.sites.facts import Facts, Projection, feature_width
+from peftc.sites.fused import part_of
+from peftc.sites.parameters import parameters
+from peftc.sites.positions import positions
+from peftc.sites.residual import Residual, residuals
+from peftc.sites.site import Attention, Embedding, Site, Sites, Weight
+
+NONLINEAR = frozenset(
+    [
+        "gelu",
+        "relu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "erf",
+        "softplus",
+        "leaky_relu",
+        "mish",
+        "hardswish",
+        "hardtanh",
+        "elu",
+        "relu6",
+        "hardsigmoid",
+        "glu",
+        "pow",
+        "square",
+        "exp",
+        "clamp",
+        "log_sigmoid",
+        "celu",
+        "prelu",
+        "where",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual branch: attention with its core, or feed-forward with core None."""
+
+    residual: Residual
+    term: fx.Node
+    region: int  # the nodes from the skip to the term
+    core: Core | None
+
+
+def find_sites(program: Program) -> Sites:
+    """The sites of every attention, feed-forward block, embedding and residual stream."""
+    return Finder(program).find()
+
+
+class Finder:
+    """One analysis of one Program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.facts = Facts(program)
+        self.residuals = residuals(self.facts)
+        self.cores = cores(self.facts)
+        names = [i.name for i in program.signature.inputs]
+        self.two_stacks = any(n.startswith("decoder_") for n in names)
+        self.decoder_inputs = self.facts.mask(
+            n for n in self.facts.nodes if n.op == "placeholder" and n.name.startswith("decoder_")
+        )
+
+    def find(self) -> Sites:
+        """Find everything."""
+        blocks = self.blocks()
+        sites: list[Site] = []
+        attentions: list[Attention] = []
+        layers: dict[str, int] = {}
+        first: dict[str, fx.Node] = {}
+        ends: dict[str, fx.Node] = {}
+        used = {p.node for b in blocks if b.core for p in self.inputs_of(b)}
+        for block in blocks:
+            stack = self.stack_of(block.residual.add)
+            first.setdefault(stack, block.residual.skip)
+            if block.core is not None:
+                cross = self.is_cross(block)
+                if not cross:
+                    layers[stack] = layers.get(stack, 0) + 1
+                layer = max(layers.get(stack, 0) - 1, 0)
+                found, attention = self.attention(block, stack, layer, cross)
+                attentions.append(attention)
+                sites += found
+            else:
+                if stack not in layers and not any(b.core for b in blocks):
+                    layers[stack] = -1
+                found = self.feed_forward(block, stack, max(layers.get(stack, 0) - 1, 0), used)
+                sites += found
+                if not found:
+                    continue
+            ends[stack] = block.residual.add
+        sites += self.block_outputs(blocks, sites, ends)
+        embeddings = self.embeddings(first)
+        order = self.facts.index
+        sites.sort(key=lambda s: order[s.h])
+        return Sites(
+            program=self.program,
+            sites=tuple([e.site for e in embeddings] + sites),
+            attentions=tuple(attentions),
+            positions=tuple(positions(self.facts, self.stack_of, first)),
+            embeddings=tuple(embeddings),
+            layers=layers,
+            ends=ends,
+            parameters=parameters(self.facts),
+        )
+
+    def stack_of(self, node: fx.Node) -> str:
+        """The stack whose stream `node` is on."""
+        if not self.two_stacks:
+            return ""
+        return "decoder" if self.facts.ancestors[node] & self.decoder_inputs else "encoder"
+
+    def blocks(self) -> list[Block]:
+        """Residual branches in order, each core in the smallest branch that holds it."""
+        claimed: set[fx.Node] = set()
+        found = []
+        for residual in self.residuals:
+            for term in residual.terms:
+                region = self.facts.between(residual.skip, term)
+                inside = [
+                    c
+                    for c in self.cores
+                    if c.out not in claimed and region >> self.facts.index[c.out] & 1
+                ]
+                claimed.update(c.out for c in inside)
+                found.append(Block(residual, term, region, inside[-1] if inside else None))
+        return found
+
+    def is_cross(self, block: Block) -> bool:
+        """Whether keys come from another stream than the block's own."""
+        core = block.core
+        keys = self.facts.frontier(core.k)  # type: ignore[union-attr]
+        return bool(keys) and not any(
+            self.facts.is_ancestor(block.residual.skip, p.x) for p in keys
+        )
+
+    def inputs_of(self, block: Block) -> list[Projection]:
+        """The projections that make a core's queries, keys and values."""
+        core = block.core
+        found = {p.node: p for n in (core.q, core.k, core.v) for p in self.facts.frontier(n)}  # type: ignore[union-attr]
+        return list(found.values())
+
+    def attention(
+        self, block: Block, stack: str, layer: int, cross: bool
+    ) -> tuple[list[Site], Attention]:
+        """The sites of one attention block."""
+        core, facts = block.core, self.facts
+        group = "cross" if cross else "attn"
+        found = []
+        for letter, consumer in (("q", core.q), ("k", core.k), ("v", core.v)):  # type: ignore[union-attr]
+            made_by = facts.frontier(consumer)
+            if made_by:
+                found.append(
+                    self.projected(f"{group}.{letter}", layer, stack, made_by[-1], consumer)
+                )
+        outputs = facts.frontier(block.term, block.region)
+        outputs = [p for p in outputs if facts.is_ancestor(core.out, p.x)] or outputs  # type: ignore[union-attr]
+        if outputs:
+            o = outputs[-1]
+            found.append(
+                Site(
+                    f"{group}.heads", layer, stack, self.path(o.x), o.x, o.in_width,
+                    readers=(o.reader,),
+                )
+            )  # fmt: skip
+        q = [s for s in found if s.role.endswith(".q")]
+        found.append(
+            self.branch(f"{group}.out", layer, stack, block, outputs, q[0].x if q else None)
+        )
+        return found, self.core_facts(core, f"{group}.kv", layer, stack)  # type: ignore[arg-type]
+
+    def core_facts(self, core: Core, role: str, layer: int, stack: str) -> Attention:
+        """An attention core with its head counts."""
+        heads, head_dim = core.k.meta["val"].shape[1], core.k.meta["val"].shape[-1]
+        value_dim = core.v.meta["val"].shape[-1]
+        if core.scores is not None:  # the written-out product may read k already transposed
+            head_dim = core.q.meta["val"].shape[-1]
+        width = sum(
+            {
+                p.node: len(part_of(self.facts, p, core.v)[1]) for p in self.facts.frontier(core.v)
+            }.values()
+        )
+        kv_heads = heads
+        if isinstance(value_dim, int) and width and isinstance(heads, int):
+            kv_heads = next(
+                (n for n in (width // value_dim,) if n and heads % n == 0 and n <= heads), heads
+            )
+        return Attention(
+            role, layer, stack, self.path(core.node), core.node, core.q, core.k, core.v, core.mask,
+            heads, kv_heads, head_dim, value_dim, core.scores,
+            core.out if core.scores is not None else None,
+        )  # fmt: skip
+
+    def feed_forward(self, block: Block, stack: str, layer: int, used: set[fx.Node]) -> list[Site]:
+        """The sites of one feed-forward block; none where the branch is something else."""
+        facts = self.facts
+        downs = facts.frontier(block.term, block.region)
+        if not downs or any(d.node in used for d in downs):
+            return []
+        down = downs[-1]
+        ups = [p for p in facts.frontier(down.x, block.region) if p.node not in used]
+        if not ups:
+            return []
+        path = 0
+        for up in ups:
+            path |= facts.between(up.h, down.x) | 1 << facts.index[down.x]
+        if not any(facts.op[n] in NONLINEAR for n in facts.of(path)):
+            return []
+        found = []
+        for up in ups:
+            gated = len(ups) > 1 and self.through_activation(up, down)
+            role = "ffn.gate" if gated else "ffn.up"
+            found.append(self.projected(role, layer, stack, up, down.x))
+        found.append(
+            Site(
+                "ffn.act", layer, stack, self.path(down.x), down.x, down.in_width,
+                readers=(down.reader,),
+            )
+        )  # fmt: skip
+        found.append(self.projected("ffn.down", layer, stack, down, down.h))
+        found.append(self.branch("ffn.out", layer, stack, block, [down], ups[0].x))
+        return found
+
+    def through_activation(self, up: Projection, down: Projection) -> bool:
+        """Whether what `up` makes goes through a nonlinearity before the product with the rest."""
+        node = up.h
+        while True:
+            users = [u for u in node.users if self.facts.is_ancestor(u, down.x)]
+            if any(self.facts.op[u] in NONLINEAR for u in users):
+                return True
+            if len(users) != 1 or self.facts.op[users[0]] not in ("_to_copy", "reshape", "clone"):
+                return False
+            node = users[0]
+
+    def projected(
+        self, role: str, layer: int, stack: str, projection: Projection, consumer: fx.Node
+    ) -> Site:
+        """The site of a projection's value, or of the part of it that reaches `consumer`."""
+        h, rows = part_of(self.facts, projection, consumer)
+        weight = Weight(
+            projection.h,
+            projection.weight,
+            projection.bias,
+            rows,
+            projection.width,
+            projection.transposed,
+        )
+        return Site(
+            role,
+            layer,
+            stack,
+            self.path(projection.node),
+            h,
+            len(rows),
+            projection.x,
+            projection.in_width,
+            readers=tuple(h.users),
+            weight=weight,
+        )
+
+    def branch(
+        self, role: str, layer: int, stack: str, block: Block,
+        outputs: list[Projection], x: fx.Node | None,
+    ) -> Site:  # fmt: skip
+        """The value with which a block joins the residual stream."""
+        term = block.term
+        return Site(
+            role,
+            layer,
+            stack,
+            self.path(outputs[-1].node) if outputs else self.path(term),
+            term,
+            feature_width(term) or 0,
+            x,
+            feature_width(x) if x is not None else None,
+            stream=block.residual.stream,
+            readers=block.residual.readers(term, self.facts),
+        )
+
+    def block_outputs(
+        self, blocks: list[Block], sites: list[Site], ends: dict[str, fx.Node]
+    ) -> list[Site]:
+        """The stream after each layer: what the next layer's first branch starts from."""
+        starts: dict[tuple[str, int], fx.Node] = {}
+        for site in sites:
+            if site.stream is not None and site.layer is not None:
+                starts.setdefault((site.stack, site.layer), site.stream)
+        found = []
+        for (stack, layer), _ in starts.items():
+            after = starts.get((stack, layer + 1))
+            if after is None:
+                after = self.last_value(stack, ends[stack], blocks)
+            readers = tuple(u for u in after.users if self.facts.is_tensor(u))
+            width = feature_width(after) or 0
+            found.append(
+                Site("block.out", layer, stack, self.path(after), after, width, readers=readers)
+            )
+        return found
+
+    def last_value(self, stack: str, end: fx.Node, blocks: list[Block]) -> fx.Node:
+        """The stack's last value: the last sum, or the norm after it in post-norm blocks."""
+        sums = {b.residual.add for b in blocks}
+        skips = {b.residual.skip for b in blocks if self.stack_of(b.residual.add) == stack}
+        before = [s for s in skips if s not in sums and any(a in sums for a in s.all_input_nodes)]
+        readers = list(end.users)
+        if before and len(readers) == 1 and self.facts.op[readers[0]] == self.facts.op[before[0]]:
+            return readers[0]
+        return end
+
+    def embeddings(self, first: dict[str, fx.Node]) -> list[Embedding]:
+        """The token embedding's output of each stack that reads ids."""
+        found: dict[str, Embedding] = {}
+        for node in self.facts.nodes:
+            if self.facts.op[node] != "embedding":
+                continue
+            ids = self.facts.strip(node.args[1])  # type: ignore[arg-type]
+            if ids.op != "placeholder" or not ids.name.endswith("input_ids"):
+                continue
+            stack = self.stack_of(ids) if self.two_stacks else ""
+            table = self.facts.weight_of(node.args[0])
+            if stack in found or table is None:
+                continue
+            h = self.module_output(node)
+            site = Site(
+                "embed.out", None, stack, self.path(node), h, feature_width(h) or 0,
+                readers=tuple(h.users),
+            )  # fmt: skip
+            found[stack] = Embedding(site, ids, table)
+        return list(found.values())
+
+    def module_output(self, node: fx.Node) -> fx.Node:
+        """The last value of the module that `node` is in, along a single line of readers."""
+        while len(node.users) == 1:
+            reader = next(iter(node.users))
+            if self.path(reader) != self.path(node) or not self.path(node):
+                break
+            node = reader
+        return node
+
+    @staticmethod
+    def path(node: fx.Node) -> str:
+        """The module path of a node."""
+        return node.meta.get("module", "")

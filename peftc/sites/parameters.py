@@ -1,0 +1,75 @@
+"""Frozen parameters by role: norms, biases, embeddings, and the head that the task added."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from peftc.capture.program import attribute
+from peftc.sites.facts import Facts
+
+NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "batch_norm", "rms_norm"})
+BIAS_ARGUMENT = {
+    "linear": 2,
+    "addmm": 0,
+    "conv1d": 2,
+    "conv2d": 2,
+    "convolution": 2,
+    "layer_norm": 3,
+}
+
+
+def parameters(facts: Facts) -> dict[str, tuple[str, ...]]:
+    """{"norm": names, "bias": names, "head": names, "embed": names}, in the graph's order."""
+    roles: dict[str, list[str]] = {"norm": [], "bias": [], "head": [], "embed": []}
+    task = facts.program.signature.task_parameters
+    tables = {facts.weight_of(n.args[0]) for n in facts.nodes if facts.op[n] == "embedding"}
+    vocabulary = {attribute(facts.program, t).shape[0] for t in tables if t is not None}
+    scaling = {n.meta.get("module") for n in facts.nodes if facts.op[n] == "rsqrt"}
+    for node in facts.nodes:
+        if node.op != "get_attr":
+            continue
+        name = str(node.target)
+        value = attribute(facts.program, name)
+        if not value.is_floating_point() or name not in dict_of_parameters(facts):
+            continue
+        if is_norm(facts, node, scaling):
+            roles["norm"].append(name)
+        if value.dim() == 1 and is_bias(facts, node):
+            roles["bias"].append(name)
+        if name in tables:
+            roles["embed"].append(name)
+        elif name in task and value.shape[0] not in vocabulary:
+            # Vocabulary logits are the pre-trained model's own, not a head that the task added.
+            roles["head"].append(name)
+    return {role: tuple(names) for role, names in roles.items()}
+
+
+def dict_of_parameters(facts: Facts) -> set[str]:
+    """The names of the program's parameters, without its buffers."""
+    return {n for n, _ in facts.program.named_parameters()}
+
+
+def is_norm(facts: Facts, weight: fx.Node, scaling: set[str | None]) -> bool:
+    """Whether a parameter scales or shifts a normalised value."""
+    value = weight.meta["val"]
+    if value.dim() != 1:
+        return False
+    for user in weight.users:
+        if facts.op[user] in NORMS:
+            return True
+        if facts.op[user] in ("mul", "add", "_to_copy") and user.meta.get("module") in scaling:
+            return True
+    return False
+
+
+def is_bias(facts: Facts, weight: fx.Node) -> bool:
+    """Whether a vector is only ever added: a bias of a linear, a convolution or a norm."""
+    for user in weight.users:
+        place = BIAS_ARGUMENT.get(facts.op[user])
+        if place is not None and len(user.args) > place and user.args[place] is weight:
+            return True
+        if facts.op[user] == "add" and any(
+            isinstance(a, fx.Node) and facts.active(a) for a in user.args
+        ):
+            return True
+    return False

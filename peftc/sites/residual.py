@@ -1,0 +1,85 @@
+"""The residual stream: additions of a skip value and the branches computed from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from peftc.sites.facts import Facts, feature_width
+
+
+@dataclass(frozen=True)
+class Residual:
+    """add = stream + the sum of terms, each computed from `skip`, the stream behind casts."""
+
+    add: fx.Node
+    skip: fx.Node
+    stream: fx.Node
+    terms: tuple[fx.Node, ...]
+
+    def readers(self, term: fx.Node, facts: Facts) -> tuple[fx.Node, ...]:
+        """The additions that read a term on its way into the sum."""
+        return tuple(
+            u
+            for u in term.users
+            if facts.op[u] in ("add", "add_") and facts.is_ancestor(u, self.add)
+        )
+
+
+def residuals(facts: Facts) -> list[Residual]:
+    """Every residual addition, in the graph's order.
+
+    add(skip, branch) is one where branch is computed from skip through a projection. Sums of
+    branches are flattened: blocks with attention and feed-forward side by side give two terms.
+    """
+    found: list[Residual] = []
+    skips: dict[fx.Node, fx.Node] = {}
+    for node in facts.nodes:
+        if facts.op[node] != "add" or feature_width(node) is None:
+            continue
+        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+        if len(operands) != 2 or not all(map(facts.active, operands)):
+            continue
+        pair = best_pair(facts, operands, skips)
+        if pair is not None:
+            skip, stream, branch = pair
+            skips[node] = skip
+            found.append(Residual(node, skip, stream, tuple(terms(facts, branch, skip, skips))))
+    return found
+
+
+def best_pair(
+    facts: Facts, operands: list[fx.Node], skips: dict[fx.Node, fx.Node]
+) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """(skip, stream, branch) of an addition, the latest skip where both readings hold."""
+    pairs = []
+    for x, branch in (operands, operands[::-1]):
+        bare = facts.strip(x)
+        for skip in (bare, x):
+            if projected(facts, skip, branch):
+                pairs.append((skip, x, branch))
+                break
+        else:
+            # (skip + first branch) + second branch, both from the same skip
+            origin = skips.get(bare)
+            if origin is not None and projected(facts, origin, branch):
+                pairs.append((origin, origin, branch))
+    return max(pairs, key=lambda p: facts.index[p[0]]) if pairs else None
+
+
+def projected(facts: Facts, skip: fx.Node, branch: fx.Node) -> bool:
+    """Whether `branch` is computed from `skip` through a projection."""
+    return skip is not branch and bool(facts.between(skip, branch) & facts.projecting)
+
+
+def terms(
+    facts: Facts, branch: fx.Node, skip: fx.Node, skips: dict[fx.Node, fx.Node]
+) -> list[fx.Node]:
+    """The summands of a branch, each computed from the skip through a projection."""
+    bare = facts.strip(branch)
+    if facts.op[bare] == "add" and bare not in skips:
+        parts = [a for a in bare.args[:2] if isinstance(a, fx.Node)]
+        if len(parts) == 2 and all(projected(facts, skip, p) for p in parts):
+            return [t for p in parts for t in terms(facts, p, skip, skips)]
+    return [branch]

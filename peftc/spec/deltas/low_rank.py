@@ -1,0 +1,28 @@
+"""Options of the low-rank update."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from peftc.spec.deltas.base import DeltaOptions
+
+
+class LowRank(DeltaOptions):
+    """A low-rank update of a projection: B(A(x)). Its scale is the composition's."""
+
+    kind: ClassVar[str] = "low_rank"
+    sites: ClassVar[tuple[str, ...]] = (
+        "*.q", "*.k", "*.v", "ffn.gate", "ffn.up", "ffn.down", "module",
+    )  # fmt: skip
+    composes: ClassVar[tuple[str, ...]] = ("add",)
+    form: ClassVar[str | None] = "parallel"
+    formula: ClassVar[str] = "h + s*B(A(x))"
+    merges: ClassVar[bool] = True
+
+    rank: int = Field(gt=0, description="Rank of the update.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what A reads.")
+    init: Literal["kaiming", "gaussian"] = Field(
+        "kaiming", description="How A is drawn; B is zero at the start."
+    )

@@ -1,0 +1,35 @@
+"""Options of prefixes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from peftc.spec.deltas.base import Activation, DeltaOptions, Strict
+
+
+class Reparam(Strict):
+    """The MLP that makes keys and values of all sites while training; folded away after it."""
+
+    hidden: int = Field(gt=0, description="Width of the hidden layer.")
+    act: Activation = Field("tanh", description="Nonlinearity of the hidden layer.")
+
+
+class Prefix(DeltaOptions):
+    """Trainable keys and values in front of attention."""
+
+    kind: ClassVar[str] = "prefix"
+    sites: ClassVar[tuple[str, ...]] = ("attn.kv", "cross.kv")
+    composes: ClassVar[tuple[str, ...]] = ("attend",)
+    form: ClassVar[str | None] = None
+    formula: ClassVar[str] = "attn(q, [P_k;k], [P_v;v])"
+
+    tokens: int = Field(gt=0, description="How many keys and values stand in front.")
+    reparam: Reparam | None = Field(None, description="An MLP that makes them while training.")
+    positions: Literal["shift", "keep"] = Field(
+        "shift",
+        description="shift: real tokens start at position `tokens`, as after a cache. keep: at 0.",
+    )
+    init: Literal["normal", "zeros"] = Field("normal", description="N(0, 0.02) or zeros.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the prefix.")

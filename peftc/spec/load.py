@@ -1,0 +1,273 @@
+"""A name, a path or a mapping -> Spec: parsed, variables set, `use` expanded, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from peftc.diagnostics import Diagnostic, PeftcError, Span, error
+from peftc.spec.catalogue import names, path_of
+from peftc.spec.expressions import evaluate, is_expression
+from peftc.spec.problems import diagnostics, near
+from peftc.spec.schema import Expect, Insertion, Unfreeze, Use, Written
+from peftc.spec.source import Source, parse, read_source
+
+NESTING = 8  # of `use`
+
+
+class Spec:
+    """A resolved spec: every value a value, every `use` expanded, defaults filled in."""
+
+    def __init__(
+        self,
+        written: Written,
+        insert: list[Insertion],
+        unfreeze: list[Unfreeze],
+        source: Source,
+        places: list[int],
+        variables: Mapping[str, Any],
+    ) -> None:
+        self.name: str = written.name
+        self.about: str = written.about
+        self.insert = tuple(insert)
+        self.unfreeze = tuple(unfreeze)
+        self.expect: Expect | None = written.expect
+        self.vars = dict(variables)
+        self.source = source
+        self._places = places  # for each insertion, the entry of the file it came from
+
+    def span(self, *where: str | int) -> Span | None:
+        """The place in the file of a value of the resolved spec, or of what it came from."""
+        if len(where) > 1 and where[0] == "insert" and isinstance(where[1], int):
+            where = ("insert", self._places[where[1]], *where[2:])
+        return self.source.span(*where) if self.source.values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved spec as data that `load_spec` reads back to an equal one."""
+        result: dict[str, Any] = {"peftc": 1, "name": self.name}
+        if self.about:
+            result["about"] = self.about
+        result["insert"] = [plain(i) for i in self.insert]
+        if self.unfreeze:
+            result["unfreeze"] = [plain(u) for u in self.unfreeze]
+        if self.expect is not None:
+            result["expect"] = plain(self.expect)
+        return result
+
+    def to_yaml(self) -> str:
+        """The resolved spec as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.to_yaml())
+
+    def __repr__(self) -> str:
+        return f"Spec({self.name!r}, {len(self.insert)} insertions)"
+
+
+def plain(part: Any) -> dict[str, Any]:
+    """A part of a spec as data; what is not set is left out."""
+    return part.model_dump(mode="json", exclude_none=True)
+
+
+def load_spec(
+    source: str | Path | Mapping[str, Any], set: Mapping[str, object] | None = None
+) -> Spec:
+    """Load and resolve a spec: a shipped name, a path, or a mapping.
+
+    `set` gives variables of the spec new values.
+
+    Raises:
+        PeftcError: every E0xx of the spec, all at once where that is possible.
+    """
+    return resolve(source_of(source), dict(set or {}), Path.cwd(), 0)
+
+
+def source_of(given: str | Path | Mapping[str, Any]) -> Source:
+    """The parsed source of a name, a path or a mapping."""
+    if isinstance(given, Mapping):
+        text = yaml.safe_dump(plain_data(given), sort_keys=False, allow_unicode=True)
+        return parse(text, "<dict>")
+    return read_source(find(str(given), Path.cwd()))
+
+
+def plain_data(value: Any) -> Any:
+    """Mappings and sequences as dicts and lists, for YAML."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_data(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(v) for v in value]
+    return value
+
+
+def find(name: str, base: Path, span: Span | None = None) -> Path:
+    """The file that a name or path means.
+
+    Raises:
+        PeftcError: E006 where there is none.
+    """
+    if name in names():
+        return path_of(name)
+    path = base / name
+    if path.is_file():
+        return path
+    looks_like_path = "/" in name or name.endswith((".yaml", ".yml"))
+    what = "no such file" if looks_like_path else "neither a shipped spec nor a file"
+    help = [f"did you mean `{n}`?" for n in near(name, names())]
+    raise error(
+        "E006",
+        f"`{name}` is {what}" if not looks_like_path else f"{name}: {what}",
+        span=span,
+        help=(*help, f"shipped specs: {', '.join(names())}"),
+    )
+
+
+def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Spec:
+    """Resolve a parsed spec with some of its variables given."""
+    data = source.data
+    if not isinstance(data, dict):
+        raise error("E005", "a spec is a mapping", span=source.span())
+    variables = variables_of(data, given, source)
+    bad: list[Diagnostic] = []
+    filled = {
+        k: substituted(v, (k,), variables, source, bad) for k, v in data.items() if k != "vars"
+    }
+    filled["vars"] = variables
+    entries = filled.get("insert")
+    shells = dict(filled)
+    if isinstance(entries, list):
+        shells["insert"] = []
+    try:
+        written = Written.model_validate(shells)
+    except ValidationError as failure:
+        bad += diagnostics(failure, source, (), Written)
+        written = None
+    parts: list[Insertion | Use | None] = []
+    for k, entry in enumerate(entries if isinstance(entries, list) else []):
+        parts.append(entry_of(entry, k, source, bad))
+    duplicate_ids(parts, source, bad)
+    if bad or written is None:
+        raise PeftcError(sorted(bad, key=in_order))
+    insert: list[Insertion] = []
+    unfreeze, places = list(written.unfreeze), []
+    for k, part in enumerate(parts):
+        if isinstance(part, Use):
+            inner = used(part, k, source, base, depth)
+            insert += inner.insert
+            places += [k] * len(inner.insert)
+            unfreeze += [u for u in inner.unfreeze if u not in unfreeze]
+        elif part is not None:
+            insert.append(part)
+            places.append(k)
+    return Spec(written, insert, unfreeze, source, places, variables)
+
+
+def entry_of(entry: Any, k: int, source: Source, bad: list[Diagnostic]) -> Insertion | Use | None:
+    """One entry of `insert`: a use of another spec, or an insertion."""
+    model = Use if isinstance(entry, dict) and "use" in entry else Insertion
+    try:
+        return model.model_validate(entry)
+    except ValidationError as failure:
+        bad += diagnostics(failure, source, ("insert", k), model)
+        return None
+
+
+def in_order(d: Diagnostic) -> tuple[int, int]:
+    """By place in the file."""
+    return (d.span.line, d.span.column) if d.span else (0, 0)
+
+
+def duplicate_ids(parts: list[Any], source: Source, bad: list[Diagnostic]) -> None:
+    """Two insertions of one id would share their parameters' names."""
+    seen: dict[str, int] = {}
+    for k, part in enumerate(parts):
+        if part is None:
+            continue
+        if part.id in seen:
+            bad.append(
+                Diagnostic(
+                    "E005",
+                    f"the id `{part.id}` is given twice",
+                    source.span("insert", k, "id"),
+                    help=("ids name the parameters: give each insertion its own",),
+                )
+            )
+        seen[part.id] = k
+
+
+def variables_of(data: dict[str, Any], given: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The spec's variables, with those given in place of its own.
+
+    Raises:
+        PeftcError: E007 for a variable that the spec does not have, or of another type.
+    """
+    own = data.get("vars") or {}
+    if not isinstance(own, dict):
+        raise error("E005", "`vars` is a mapping", span=source.span("vars"))
+    for name, value in given.items():
+        if name not in own:
+            help = [f"did you mean `{n}`?" for n in near(name, own)]
+            help.append(f"variables of this spec: {', '.join(own) or 'none'}")
+            raise error("E007", f"{source.file} has no variable `{name}`", help=tuple(help))
+        if not same_kind(value, own[name]):
+            raise error(
+                "E007",
+                f"`{name}` is {own[name]!r} in {source.file}, so it cannot be {value!r}",
+                help=("give a value of the same type",),
+            )
+    return {**own, **given}
+
+
+def same_kind(value: Any, other: Any) -> bool:
+    """Whether a value can stand for another: numbers for numbers, otherwise the same type."""
+    numbers = (int, float)
+    return type(value) is type(other) or (type(value) in numbers and type(other) in numbers)
+
+
+def substituted(
+    value: Any, where: tuple, variables: Mapping[str, Any], source: Source, bad: list[Diagnostic]
+) -> Any:
+    """The value with every expression evaluated."""
+    if isinstance(value, dict):
+        return {k: substituted(v, (*where, k), variables, source, bad) for k, v in value.items()}
+    if isinstance(value, list):
+        return [substituted(v, (*where, k), variables, source, bad) for k, v in enumerate(value)]
+    if not is_expression(value) or where in (("about",), ("name",)):
+        return value
+    try:
+        return evaluate(value, variables)
+    except KeyError as cause:
+        name = str(cause.args[0])
+        help = [f"did you mean `${n}`?" for n in near(name, variables)]
+        help.append(f"variables: {', '.join(variables) or 'none'}")
+        message = f"`${name}` is not a variable of this spec"
+    except ValueError as cause:
+        message, help = f"`{value}`: {cause}", ["only $names, numbers and + - * / can be used"]
+    bad.append(Diagnostic("E007", message, source.span(*where), help=tuple(help)))
+    return 1  # a stand-in, so that the rest is still checked
+
+
+def used(part: Use, k: int, source: Source, base: Path, depth: int) -> Spec:
+    """The insertions of another spec, named after the entry that uses it."""
+    span = source.span("insert", k, "use")
+    if depth >= NESTING:
+        raise error("E009", "specs use one another in a circle, or too deep", span=span)
+    home = Path(source.file).parent if Path(source.file).is_file() else base
+    path = find(part.use, home, span)
+    inner = resolve(read_source(path), dict(part.set), path.parent, depth + 1)
+    changes = {
+        n: getattr(part, n) for n in ("layers", "stack", "optional") if getattr(part, n) is not None
+    }
+    alone = len(inner.insert) == 1
+    inner.insert = tuple(
+        i.model_copy(update={**changes, "id": part.id if alone else f"{part.id}_{i.id}"})
+        for i in inner.insert
+    )
+    return inner

@@ -1,0 +1,135 @@
+"""pydantic's errors -> diagnostics at the very token, each mistake said once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from peftc.diagnostics import Diagnostic
+from peftc.spec.source import Source
+
+KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def diagnostics(
+    failure: ValidationError, source: Source, prefix: tuple, model: type
+) -> list[Diagnostic]:
+    """One diagnostic for each mistake of a validated part, in the order of the file."""
+    found: list[Diagnostic] = []
+    for one in failure.errors():
+        where = (*prefix, *(p for p in one["loc"] if _exists(p)))
+        found.append(diagnostic(one, where, source, keys_at(model, one["loc"][:-1])))
+    return deduplicated(found)
+
+
+def _exists(part: Any) -> bool:
+    """Whether a part of pydantic's location is one of the file, not the tag of a union."""
+    return isinstance(part, int) or part.isidentifier()
+
+
+def diagnostic(one: Any, where: tuple, source: Source, allowed: list[str]) -> Diagnostic:
+    """One of pydantic's errors as a diagnostic."""
+    kind, name = one["type"], where[-1] if where else ""
+    parent = ".".join(map(str, where[:-1]))
+    if kind == "extra_forbidden":
+        help = [f"did you mean `{c}`?" for c in near(str(name), allowed)]
+        help.append(f"keys allowed here: {', '.join(allowed)}")
+        label = f"not a key of `{parent}`" if parent else "not a key of a spec"
+        return Diagnostic(
+            "E003", f"unknown key `{name}`", source.key(*where), label, help=tuple(help)
+        )
+    if kind in ("literal_error", "enum"):
+        choices = [c.strip("'") for c in one["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        help = [f"did you mean `{c}`?" for c in near(str(one["input"]), choices)]
+        help.append(f"one of: {', '.join(choices)}")
+        key = next((p for p in reversed(where) if isinstance(p, str)), name)
+        return Diagnostic(
+            "E004",
+            f"`{one['input']}` is not a valid `{key}`",
+            source.span(*where),
+            help=tuple(help),
+        )
+    if kind == "missing":
+        return Diagnostic(
+            "E005",
+            f"`{name}` is missing",
+            source.span(*where[:-1]),
+            f"needs `{name}`",
+            help=(f"keys here: {', '.join(allowed)}",),
+        )
+    text = one["msg"].removeprefix("Value error, ")
+    if kind in KINDS:
+        text = f"`{name}` is {KINDS[kind]}, not {shown(one['input'])}"
+    elif kind != "value_error":
+        text = f"`{name}`: {text[:1].lower()}{text[1:]}, not {shown(one['input'])}"
+    code = "E010" if "cannot stand at" in text or "composes with" in text else "E005"
+    return Diagnostic(code, text, source.span(*where))
+
+
+def shown(value: Any) -> str:
+    """A value as it might have been written, short."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    text = {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def near(word: str, choices: Iterable[str], count: int = 1) -> list[str]:
+    """The choices that `word` may be a misspelling of."""
+    return difflib.get_close_matches(word, list(choices), count, 0.6)
+
+
+def deduplicated(found: list[Diagnostic]) -> list[Diagnostic]:
+    """Each mistake once: a misspelt key is not also a missing one, nor a choice a wrong type."""
+    misspelt = {
+        d.help[0].removeprefix("did you mean `").removesuffix("`?")
+        for d in found
+        if d.code == "E003" and d.help[0].startswith("did you mean")
+    }
+    chosen = {d.span for d in found if d.code == "E004"}
+    kept: dict[Any, Diagnostic] = {}
+    for d in found:
+        if d.code == "E005" and any(d.message == f"`{m}` is missing" for m in misspelt):
+            continue
+        if d.code == "E005" and d.span in chosen:
+            continue
+        kept.setdefault((d.code, d.span, d.message), d)
+    return list(kept.values())
+
+
+def keys_at(model: type, loc: tuple) -> list[str]:
+    """The keys allowed at a location inside a model."""
+    current: list[Any] = [model]
+    for part in loc:
+        following: list[Any] = []
+        for m in models_in(current):
+            if isinstance(part, str) and part in m.model_fields:
+                following.append(m.model_fields[part].annotation)
+            elif not isinstance(part, str) or m.__name__ == part:
+                following.append(m)
+        current = following or current
+    return list(dict.fromkeys(k for m in models_in(current) for k in m.model_fields))
+
+
+def models_in(annotations: list[Any]) -> list[type[BaseModel]]:
+    """The models that annotations mention, through lists, unions and optionals."""
+    found: list[type[BaseModel]] = []
+    for a in annotations:
+        if isinstance(a, type) and issubclass(a, BaseModel):
+            found.append(a)
+        elif get_origin(a) in (list, tuple, Union, types.UnionType, dict):
+            found += models_in(list(get_args(a)))
+    return found

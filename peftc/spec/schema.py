@@ -1,0 +1,251 @@
+"""The pydantic models of a spec: what may be written, and what is left out filled in."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from peftc.spec.deltas import all_deltas
+from peftc.spec.deltas.base import DeltaOptions, Strict
+from peftc.spec.layers import FORMS, Layers
+
+PARTS = ("q", "k", "v", "kv", "heads", "out")
+ATTENTION = tuple(f"{block}.{part}" for block in ("attn", "cross") for part in PARTS)
+FEED_FORWARD = ("ffn.gate", "ffn.up", "ffn.act", "ffn.down", "ffn.out")
+ROLES = ("embed.out", *ATTENTION, *FEED_FORWARD, "block.out")
+Role = Literal[ROLES]  # type: ignore[valid-type]
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+Number = int | float
+
+
+class OneOf(Strict):
+    """A mapping of exactly one key, which says the kind; its bare name means no options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {value: {}}
+        if isinstance(value, dict):
+            value = {k: {} if v is None else v for k, v in value.items()}
+            known = [k for k in value if k in cls.model_fields]
+            if len(known) == len(value) and len(value) != 1:
+                raise ValueError(f"exactly one of: {', '.join(cls.model_fields)}")
+        return value
+
+    @property
+    def kind(self) -> str:
+        """The one key."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def options(self) -> Any:
+        """What stands under the key."""
+        return getattr(self, self.kind)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema.update(minProperties=1, maxProperties=1)
+        mapping = dict(schema)
+        schema.clear()
+        schema.update(anyOf=[{"enum": list(cls.model_fields)}, mapping])
+        return schema
+
+
+def one_of(name: str, doc: str, options: dict[str, type[Strict]]) -> type[OneOf]:
+    """A `OneOf` with a key for each kind of options."""
+    fields: dict[str, Any] = {
+        kind: (o | None, Field(None, description=(o.__doc__ or "").strip()))
+        for kind, o in options.items()
+    }
+    return create_model(name, __base__=OneOf, __doc__=doc, **fields)
+
+
+class Add(Strict):
+    """h + scale * delta."""
+
+    scale: Number = Field(1, description="What the delta is multiplied with.")
+
+
+class Gate(Strict):
+    """(1 - g) h + g delta, with a trained g."""
+
+    init: Number = Field(0.5, description="Where g starts.")
+    per: Literal["scalar", "channel"] = Field("scalar", description="One g, or one a feature.")
+
+
+class Multiply(Strict):
+    """h * delta."""
+
+
+class Attend(Strict):
+    """Keys and values that the softmax sees beside the model's own."""
+
+
+class Prepend(Strict):
+    """Rows in front of the sequence."""
+
+    trim: bool = Field(True, description="Cut these rows from the outputs again.")
+
+
+COMPOSES: dict[str, type[Strict]] = {
+    "add": Add,
+    "gate": Gate,
+    "multiply": Multiply,
+    "attend": Attend,
+    "prepend": Prepend,
+}
+Delta = one_of("Delta", "What is computed and trained.", dict(all_deltas()))
+Compose = one_of("Compose", "How the delta meets h.", COMPOSES)
+
+
+class ModuleGlob(Strict):
+    """Modules of the model by path, with * for any part of it."""
+
+    module: str = Field(min_length=1, description="A glob over module paths.")
+
+
+def as_list(value: Any) -> Any:
+    """One entry as a list of one."""
+    return [value] if isinstance(value, str | dict) else value
+
+
+def as_layers(value: Any) -> Layers:
+    """The written form as `Layers`."""
+    return value if isinstance(value, Layers) else Layers(value)
+
+
+LayersField = Annotated[
+    Any,
+    BeforeValidator(as_layers),
+    PlainSerializer(lambda v: v.written),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^(all|odd|even|\d+-\d+|(first|last) \d+|\$\w+)$"},
+                {"type": "integer", "minimum": 0},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            ],
+            "description": FORMS,
+        }
+    ),
+]
+AtField = Annotated[list[Role | ModuleGlob], BeforeValidator(as_list), Field(min_length=1)]
+
+
+class Insertion(Strict):
+    """One change: a delta at some places, composed with what is there."""
+
+    id: str = Field(description="Names the parameters: peft.<id>.<site>.")
+    at: AtField = Field(description="Where: one role or several, or {module: glob}.")
+    layers: LayersField = Field(default_factory=lambda: Layers("all"), description=FORMS)
+    stack: Literal["any", "encoder", "decoder"] = Field("any", description="Which stack.")
+    form: Literal["sequential", "parallel"] | None = Field(
+        None, description="sequential: the delta reads h; parallel: the input of what makes h."
+    )
+    reads: Literal["h", "x", "stream"] | None = Field(
+        None, description="What the delta reads, where `form` does not say it."
+    )
+    delta: Delta = Field(description="What is computed and trained.")  # type: ignore[valid-type]
+    compose: Compose | None = Field(None, description="How it meets h.")  # type: ignore[valid-type]
+    optional: bool = Field(False, description="Whether matching nothing is fine.")
+
+    READS: ClassVar[dict[str | None, str | None]] = {"sequential": "h", "parallel": "x", None: None}
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        """Fill in what the delta's facts decide, and refuse what they forbid."""
+        if not IDENTIFIER.fullmatch(self.id):
+            raise ValueError("`id` is a name: letters, digits and _, no digit first")
+        facts: type[DeltaOptions] = type(self.delta.options)  # type: ignore[attr-defined]
+        compose = self.compose or Compose.model_validate(facts.composes[0])
+        if compose.kind not in facts.composes:
+            raise ValueError(
+                f"`{facts.kind}` composes with {' or '.join(facts.composes)}, not {compose.kind}"
+            )
+        for at in self.at:
+            name = at if isinstance(at, str) else "module"
+            if not any(fnmatchcase(name, glob) for glob in facts.sites):
+                legal = [r for r in ROLES if any(fnmatchcase(r, g) for g in facts.sites)]
+                raise ValueError(
+                    f"`{facts.kind}` cannot stand at {name}; it can at: {', '.join(legal)}"
+                )
+        if facts.form is None and (self.form or self.reads):
+            raise ValueError(f"`{facts.kind}` reads nothing, so `form` and `reads` mean nothing")
+        form = self.form or facts.form
+        reads = self.reads or self.READS[form]
+        delta = self.delta
+        if facts.kind == "vector" and delta.options.init is None:  # type: ignore[attr-defined]
+            start = "ones" if compose.kind == "multiply" else "zeros"
+            delta = Delta.model_validate({"vector": {"init": start}})
+        return self.model_copy(
+            update={"compose": compose, "form": form, "reads": reads, "delta": delta}
+        )
+
+
+class Use(Strict):
+    """Another spec's insertions, its variables set anew."""
+
+    id: str = Field(description="Names the insertions that come with it.")
+    use: str = Field(description="A shipped name, or a path from this file.")
+    set: dict[str, Number | str | bool] = Field(default_factory=dict, description="Its variables.")
+    layers: LayersField | None = Field(None, description=FORMS)
+    stack: Literal["any", "encoder", "decoder"] | None = Field(None, description="Which stack.")
+    optional: bool | None = Field(None, description="Whether matching nothing is fine.")
+
+
+class Unfreeze(Strict):
+    """Parameters of the model itself that are trained as well."""
+
+    role: Literal["norm", "bias", "head", "embed"] | None = Field(None, description="By role.")
+    module: str | None = Field(None, description="By a glob over module paths.")
+    optional: bool = Field(False, description="Whether matching nothing is fine.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.role is None) == (self.module is None):
+            raise ValueError("exactly one of: role, module")
+        return self
+
+
+class Expect(Strict):
+    """Counts that turn a change of the model into an error."""
+
+    sites: int | str | None = Field(None, description="In all, or `2 per layer`.")
+
+    @model_validator(mode="after")
+    def _form(self) -> Self:
+        if isinstance(self.sites, str) and not re.fullmatch(r"\d{1,6} per layer", self.sites):
+            raise ValueError("`sites` is a number or `N per layer`")
+        return self
+
+
+class Written(Strict):
+    """A spec as it is written."""
+
+    peftc: Literal[1] = Field(description="The version of the language.")
+    name: str = Field(min_length=1, description="What reports and model cards call it.")
+    about: str = Field("", description="One line on what it does, and the paper.")
+    vars: dict[str, Number | str | bool] = Field(
+        default_factory=dict, description="Values that --set and `use` can change."
+    )
+    insert: list[Insertion | Use] = Field(
+        default_factory=list, description="The changes, in order."
+    )
+    unfreeze: list[Unfreeze] = Field(default_factory=list, description="What else is trained.")
+    expect: Expect | None = Field(None, description="Counts that must hold.")

@@ -1,0 +1,134 @@
+"""Prefixes: equal to the model's own past_key_values, and to a prefix in its attention function."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+import zoo
+from tolerances import PARITY
+from transformers import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import peftc
+
+TOKENS = 5
+PREFIX = {
+    "peftc": 1,
+    "name": "prefix",
+    "insert": [{"id": "pre", "at": "attn.kv", "delta": {"prefix": {"tokens": TOKENS}}}],
+}
+SHAPES = [(4, 9), (1, 5)]
+
+
+def keys_and_values(graph, batch):
+    """Each layer's prefix as a cache holds it: (batch, kv_heads, tokens, head_dim)."""
+    return [
+        tuple(t.detach()[None].expand(batch, -1, -1, -1) for t in (p.key, p.value))
+        for _, p in reference.placed(graph, "pre")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prefix_equals_the_model_s_own_cache(kind):
+    model = zoo.model(kind, "causal-lm")
+    graph = peftc.apply(PREFIX, zoo.captured(kind, "causal-lm"))
+    reference.randomise(graph)
+    for batch, length in SHAPES:
+        inputs = zoo.inputs(model, batch, length)
+        cache = DynamicCache(keys_and_values(graph, batch))
+        ones = torch.ones(batch, TOKENS, dtype=torch.long)
+        mask = torch.cat([ones, inputs["attention_mask"]], 1)
+        with torch.no_grad():
+            want = model(inputs["input_ids"], attention_mask=mask, past_key_values=cache).logits
+            got = graph(**inputs).logits
+            plain = model(**inputs).logits
+        real = inputs["attention_mask"]
+        torch.testing.assert_close(
+            zoo.real_rows(got, real), zoo.real_rows(want, real), **PARITY[got.dtype]
+        )
+        assert (zoo.real_rows(got - plain, real)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("bert", "base"), ("t5", "seq2seq-lm"), ("llama", "causal-lm")]
+)
+def test_a_prefix_with_kept_positions_equals_one_in_the_attention_function(kind, task):
+    spec = {**PREFIX, "insert": [{**PREFIX["insert"][0]}]}
+    spec["insert"][0]["delta"] = {"prefix": {"tokens": TOKENS, "positions": "keep"}}
+    model = zoo.model(kind, task)
+    graph = peftc.apply(spec, zoo.captured(kind, task))
+    reference.randomise(graph)
+    own = iter(())
+
+    def attend(module, query, key, value, attention_mask, **kwargs):
+        if key.shape[1] * query.shape[1] and not getattr(module, "reads_encoder", False):
+            k, v = next(own)
+            key, value = torch.cat([k, key], 2), torch.cat([v, value], 2)
+            if attention_mask is not None:
+                keep = 1 if attention_mask.dtype == torch.bool else 0
+                pad = attention_mask.new_full((*attention_mask.shape[:-1], TOKENS), keep)
+                attention_mask = torch.cat([pad, attention_mask], -1)
+            kwargs["is_causal"] = False
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    if kind == "t5":
+        for block in model.decoder.block:
+            block.layer[1].EncDecAttention.reads_encoder = True
+    ALL_ATTENTION_FUNCTIONS.register("reference_prefix", attend)
+    before = model.config._attn_implementation
+    try:
+        for batch, length in SHAPES:
+            inputs = zoo.inputs(model, batch, length)
+            own = iter(keys_and_values(graph, batch))
+            model.set_attn_implementation("reference_prefix")
+            from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+            ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", sdpa_mask)
+            with torch.no_grad():
+                want = reference.main_output(model(**inputs, use_cache=False))
+                got = reference.main_output(graph(**inputs))
+            torch.testing.assert_close(got, want, **PARITY[got.dtype])
+    finally:
+        model.set_attn_implementation(before)
+
+
+def test_a_reparameterised_prefix_has_one_network_for_all_layers_and_folds_away():
+    from peftc.pipeline import fold
+
+    spec = {
+        "peftc": 1,
+        "name": "prefix",
+        "insert": [
+            {
+                "id": "pre",
+                "at": "attn.kv",
+                "delta": {"prefix": {"tokens": TOKENS, "reparam": {"hidden": 11}}},
+            }
+        ],
+    }
+    model = zoo.model("llama", "causal-lm")
+    graph = peftc.apply(spec, zoo.captured("llama", "causal-lm"))
+    reference.randomise(graph)
+    shapes = {n: tuple(p.shape) for n, p in graph.peft_parameters()}
+    assert shapes == {
+        "peft.pre.reparam.embedding": (5, 24),
+        "peft.pre.reparam.hidden.weight": (11, 24),
+        "peft.pre.reparam.hidden.bias": (11,),
+        "peft.pre.reparam.out.weight": (3 * 2 * 2 * 10, 11),
+        "peft.pre.reparam.out.bias": (120,),
+    }
+    folded, _ = fold(graph)
+    kept = {n for n, _ in folded.peft_parameters()}
+    assert kept == {f"peft.pre.layer{k}_attn_kv.{x}" for k in range(3) for x in ("key", "value")}
+    inputs = zoo.inputs(model, 4, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**inputs).logits, graph(**inputs).logits, rtol=0, atol=0)
+        assert (graph(**inputs).logits - model(**inputs).logits).abs().max() > 1e-3
+
+
+def test_a_mask_that_layers_share_is_padded_once():
+    graph = peftc.apply(PREFIX, zoo.captured("bert", "base"))
+    pads = [n for n in graph.graph.nodes if n.target is torch.ops.aten.constant_pad_nd.default]
+    assert len(pads) == 1

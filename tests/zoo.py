@@ -1,0 +1,98 @@
+"""Tiny random models: sizes never square, key/value heads fewer than heads, weights not small."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+)
+
+CONFIGS = {
+    "bert": lambda: BertConfig(
+        vocab_size=99, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=40, max_position_embeddings=64, type_vocab_size=2, num_labels=5,
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=97, n_embd=24, n_layer=3, n_head=4, n_inner=44, n_positions=64,
+        num_labels=5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ),
+    "llama": lambda: LlamaConfig(
+        vocab_size=95, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=10, intermediate_size=36, max_position_embeddings=64,
+        num_labels=5, pad_token_id=0,
+    ),
+    "t5": lambda: T5Config(
+        vocab_size=93, d_model=24, d_kv=10, d_ff=44, num_layers=3, num_decoder_layers=2,
+        num_heads=4, decoder_start_token_id=0, pad_token_id=0, num_labels=5,
+    ),
+}  # fmt: skip
+TASKS = {
+    "base": AutoModel,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "causal-lm": AutoModelForCausalLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
+}
+
+
+def build(kind: str, task: str = "base", seed: int = 0) -> Any:
+    """A fresh model in eval mode with weights large enough that every path matters."""
+    torch.manual_seed(seed)
+    model = TASKS[task].from_config(CONFIGS[kind]()).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0.0, 0.2, generator=generator)
+        else:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+@functools.cache
+def model(kind: str, task: str = "base") -> Any:
+    """The shared model of a kind and task; tests must not change it."""
+    return build(kind, task)
+
+
+@functools.cache
+def captured(kind: str, task: str = "base") -> Any:
+    """The shared capture of `model(kind, task)`; tests clone it before they rewrite it."""
+    from peftc.capture import capture
+
+    return capture(model(kind, task))
+
+
+def inputs(model: Any, batch: int = 3, length: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Keyword inputs with padded rows: right-padded, every row but the first."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    ids = torch.randint(4, config.vocab_size, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, batch):
+        mask[row, length - row % length :] = 0 if row % length else 1
+    result = {"input_ids": ids.masked_fill(mask == 0, config.pad_token_id or 0)}
+    result["attention_mask"] = mask
+    if (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        result["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=generator)
+    if config.is_encoder_decoder:
+        shape = (batch, length - 3)
+        result["decoder_input_ids"] = torch.randint(
+            4, config.vocab_size, shape, generator=generator
+        )
+    return result
+
+
+def real_rows(output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`output` with the positions of padding set to zero."""
+    return output * mask.reshape(*mask.shape, *[1] * (output.dim() - mask.dim())).to(output.dtype)
