@@ -10,7 +10,7 @@ from torch import fx
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, set_parameter
-from peftc.passes.linears import linear_of
+from peftc.passes.linears import linear_of, widths_of_split
 from peftc.pieces.vector import Vector
 
 aten = torch.ops.aten
@@ -43,19 +43,28 @@ class FoldVector(Pass):
 def merge(program: Program, product: fx.Node, vector: torch.Tensor) -> bool:
     """Whether `vector` could be merged into a weight next to the product."""
     h = product.args[0]
-    made_by = linear_of(h)  # type: ignore[arg-type]
-    if made_by is not None and made_by.alone and len(h.users) == 1:  # type: ignore[union-attr]
-        if made_by.bias is not None and len(made_by.bias.users) != 1:
-            return False
-        scale(program, made_by.weight, vector if made_by.transposed else vector[:, None])
-        if made_by.bias is not None:
-            scale(program, made_by.bias, vector)
-        return True
+    if not isinstance(h, fx.Node) or len(h.users) != 1:
+        return merge_into_reader(program, product, vector)
+    made_by, rows = linear_of(h), slice(None)
+    if made_by is None and (split := widths_of_split(h)) is not None:
+        made_by, rows = split
+    if made_by is None or not made_by.alone:
+        return merge_into_reader(program, product, vector)
+    if made_by.bias is not None and len(made_by.bias.users) != 1:
+        return False
+    scale(program, made_by.weight, vector, rows, column=made_by.transposed)
+    if made_by.bias is not None:
+        scale(program, made_by.bias, vector, rows, column=True)
+    return True
+
+
+def merge_into_reader(program: Program, product: fx.Node, vector: torch.Tensor) -> bool:
+    """Whether `vector` could be merged into the linear that alone reads the product."""
     read_by = only_linear_reader(product)
-    if read_by is not None and read_by.alone:
-        scale(program, read_by.weight, vector[:, None] if read_by.transposed else vector)
-        return True
-    return False
+    if read_by is None or not read_by.alone:
+        return False
+    scale(program, read_by.weight, vector, slice(None), column=not read_by.transposed)
+    return True
 
 
 def only_linear_reader(node: fx.Node):
@@ -70,8 +79,12 @@ def only_linear_reader(node: fx.Node):
     return linear if linear is not None and linear.x is node else None
 
 
-def scale(program: Program, weight: fx.Node, factor: torch.Tensor) -> None:
-    """Weight <- weight * factor, in storage of its own."""
+def scale(
+    program: Program, weight: fx.Node, factor: torch.Tensor, part: slice, *, column: bool
+) -> None:
+    """weight[..., part] (its columns) or weight[part] (its rows) times factor, in a copy."""
     name = str(weight.target)
-    value = attribute(program, name).detach()
-    set_parameter(program, name, value * factor.to(value.dtype))
+    value = attribute(program, name).detach().clone()
+    view = value if column else value.T
+    view[..., part] *= factor.to(value.dtype)
+    set_parameter(program, name, value)

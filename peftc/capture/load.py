@@ -66,10 +66,10 @@ def load_model(
     kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
     wanted = getattr(torch, dtype) if dtype else None
     if source is None or not weights or (random_weights and not has_weights(source)):
-        with torch.device("cpu" if random_weights or (source is None and weights) else "meta"):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(SEED)
-                model = built(factory, settings, {**kwargs, "dtype": wanted or torch.float32})
+        device = "cpu" if random_weights or (source is None and weights) else "meta"
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(SEED)
+            model = built(factory, settings, {**kwargs, "dtype": wanted or torch.float32})
         return model.eval()
     if Path(source).is_dir() and not has_weights(source):
         raise error(

@@ -210,9 +210,9 @@ class Facts:
         h, reader = node, node
         if op in ("addmm", "mm"):
             source, result = x, list(node.users)
-            if self.op[source] in ("view", "reshape") and len(result) == 1:
-                if self.op[result[0]] in ("view", "reshape"):
-                    h, x, reader = result[0], source.args[0], source
+            flattened = self.op[source] == "reshape" and len(result) == 1
+            if flattened and self.op[result[0]] == "reshape":
+                h, x, reader = result[0], source.args[0], source
         axis = 1 if op in ("conv1d", "convolution") else -1
         width, in_width = h.meta["val"].shape[axis], x.meta["val"].shape[axis]
         if not isinstance(width, int) or not isinstance(in_width, int):
@@ -222,7 +222,7 @@ class Facts:
         )
 
     def _pointwise(self, node: fx.Node) -> bool:
-        """Whether a convolution has kernels of one element and no groups: a linear over channels."""
+        """Whether a convolution is a linear over channels: kernels of one element, no groups."""
         weight = node.args[1].meta["val"]  # type: ignore[union-attr]
         groups = node.args[-1] if len(node.args) >= 7 else 1
         return weight.dim() == 3 and weight.shape[-1] == 1 and groups == 1

@@ -9,6 +9,7 @@ import zoo
 from tolerances import PARITY
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
@@ -62,30 +63,34 @@ def test_a_prefix_with_kept_positions_equals_one_in_the_attention_function(kind,
     reference.randomise(graph)
     own = iter(())
 
-    def attend(module, query, key, value, attention_mask, **kwargs):
-        if key.shape[1] * query.shape[1] and not getattr(module, "reads_encoder", False):
-            k, v = next(own)
-            key, value = torch.cat([k, key], 2), torch.cat([v, value], 2)
-            if attention_mask is not None:
-                keep = 1 if attention_mask.dtype == torch.bool else 0
-                pad = attention_mask.new_full((*attention_mask.shape[:-1], TOKENS), keep)
-                attention_mask = torch.cat([pad, attention_mask], -1)
-            kwargs["is_causal"] = False
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    def attend(module, query, key, value, attention_mask, position_bias=None, **kwargs):
+        if module in crossing:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+            )
+        if attention_mask is None and module.is_causal:
+            ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+            attention_mask = ones.tril()[None, None]
+        k, v = next(own)
+        key, value = torch.cat([k, key], 2), torch.cat([v, value], 2)
+        if attention_mask is not None:
+            attention_mask = torch.nn.functional.pad(attention_mask, (TOKENS, 0), value=True)
+        if position_bias is not None:
+            position_bias = torch.nn.functional.pad(position_bias, (TOKENS, 0))
+        kwargs["is_causal"] = False
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+        )
 
-    if kind == "t5":
-        for block in model.decoder.block:
-            block.layer[1].EncDecAttention.reads_encoder = True
+    crossing = {b.layer[1].EncDecAttention for b in model.decoder.block} if kind == "t5" else set()
     ALL_ATTENTION_FUNCTIONS.register("reference_prefix", attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", sdpa_mask)
     before = model.config._attn_implementation
     try:
         for batch, length in SHAPES:
             inputs = zoo.inputs(model, batch, length)
             own = iter(keys_and_values(graph, batch))
             model.set_attn_implementation("reference_prefix")
-            from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-
-            ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", sdpa_mask)
             with torch.no_grad():
                 want = reference.main_output(model(**inputs, use_cache=False))
                 got = reference.main_output(graph(**inputs))
