@@ -1,1 +1,7 @@
-"""."""
+"""Exporters, one a file, each with a way to run what it exported."""
+
+from peftc.backends.base import Backend, Exported, backend, backends
+from peftc.backends.export import export
+from peftc.backends.verify import Report, verify
+
+__all__ = ["Backend", "Exported", "Report", "backend", "backends", "export", "verify"]

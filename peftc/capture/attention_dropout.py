@@ -27,6 +27,7 @@ class DropoutRate(nn.Module):
         self.p = p
 
     def forward(self) -> float:
+        """The rate now."""
         return self.p if self.training else 0.0
 
 
@@ -79,9 +80,14 @@ def training_rates(model: Any, example: Example) -> list[float]:
     """The kernel's dropout rates in one train-mode forward; the model is left as it was."""
     device = next(model.parameters()).device
     values = {n: v.to(device) for n, v in example.values.items()}
-    with tracing_state(model), kept_buffers(model), quiet(), torch.no_grad(), Recorder() as seen:
-        with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError, ValueError):
-            model.train()
+    with contextlib.ExitStack() as stack:
+        for state in (tracing_state(model), kept_buffers(model), quiet(), torch.no_grad()):
+            stack.enter_context(state)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        seen = stack.enter_context(Recorder())
+        model.train()
+        # A model that cannot run in train mode on this example has told us no rates.
+        with contextlib.suppress(RuntimeError, ValueError):
             model(**values)
     return seen.rates
 

@@ -1,0 +1,88 @@
+"""What a backend is, and how one is found by its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peftc.capture.program import Program
+from peftc.diagnostics import error
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export on disk: its folder, format, and the model file that a runtime opens."""
+
+    folder: Path
+    kind: str
+    file: str
+    files: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+class Backend(ABC):
+    """One export format.
+
+    `runner` is a script that runs the exported file with the format's own runtime alone:
+    `python runner FILE INPUTS.npz OUTPUTS.npz`.
+    """
+
+    kind: ClassVar[str]
+    extra: ClassVar[str | None] = None  # the pip extra that it needs
+    requires: ClassVar[tuple[str, ...]] = ()  # the modules that the extra brings
+    runner: ClassVar[Path]
+
+    @abstractmethod
+    def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
+        """Write the model into `folder`; the name of the file that a runtime opens."""
+
+    def check_installed(self) -> None:
+        """Refuse to start without the packages that the format needs.
+
+        Raises:
+            PeftcError: E403, naming the extra.
+        """
+        missing = [m for m in self.requires if importlib.util.find_spec(m) is None]
+        if missing:
+            raise error(
+                "E403",
+                f"exporting to {self.kind} needs {', '.join(missing)}",
+                help=(f"pip install 'peftc[{self.extra}]'",),
+            )
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name, found by walking this package."""
+    import peftc.backends as package
+
+    found: dict[str, Backend] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Backend) and "kind" in vars(value):
+                found[value.kind] = value()
+    return found
+
+
+def backend(kind: str) -> Backend:
+    """The backend called `kind`.
+
+    Raises:
+        PeftcError: E401 for an unknown one.
+    """
+    found = backends()
+    if kind not in found:
+        near = difflib.get_close_matches(kind, found, 1)
+        raise error(
+            "E401",
+            f"cannot export to {kind}",
+            help=(*[f"did you mean `{n}`?" for n in near], f"targets: {', '.join(found)}"),
+        )
+    return found[kind]

@@ -1,0 +1,97 @@
+"""Program -> a folder that a runtime takes: fold, write, and say what is in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from peftc.backends.base import Exported, backend
+from peftc.capture.program import Input, Output, Program
+from peftc.diagnostics import error
+from peftc.files import check_free, sha256, staged
+from peftc.pipeline import fold as folded
+
+FACTS = "peftc.export.json"
+FORMAT = "1.0"
+
+
+def export(
+    graph: Program,
+    kind: str,
+    out: str | Path,
+    *,
+    fold: str = "auto",
+    opset: int | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write `graph` for deployment: "onnx" or "torchscript".
+
+    The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
+    mergeable pieces are merged; with "none" the pieces stay what they are.
+
+    Raises:
+        PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages.
+    """
+    target = backend(kind)
+    target.check_installed()
+    out = Path(out)
+    check_free(out, force=force)
+    if fold not in ("auto", "none"):
+        raise error("E405", f"fold: {fold}", help=("fold is auto or none",))
+    program, _ = folded(graph, merge=fold == "auto")
+    with staged(out, force=force) as partial:
+        file = target.write(program, partial, {"opset": opset})
+        names = sorted(p.name for p in partial.iterdir())
+        facts = {
+            "format_version": FORMAT,
+            "kind": kind,
+            "file": file,
+            "opset": opset,
+            "inputs": [described(i) for i in program.signature.inputs],
+            "outputs": [described(o) for o in program.signature.outputs],
+            "peft": [n for n, _ in program.peft_parameters()],
+            "sha256": {n: sha256(partial / n) for n in names},
+            "versions": {p: importlib.metadata.version(p) for p in ("peftc", "torch")},
+        }
+        (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return Exported(out, kind, file, tuple([*names, FACTS]), facts)
+
+
+def described(end: Input | Output) -> dict[str, Any]:
+    """An input or output as data."""
+    result: dict[str, Any] = {"name": end.name, "dims": list(end.dims)}
+    if isinstance(end, Input):
+        result["dtype"] = str(end.dtype).removeprefix("torch.")
+        result["default"] = end.default
+    return result
+
+
+def read_export(folder: str | Path) -> Exported:
+    """Open an export, its files checked against their hashes.
+
+    Raises:
+        PeftcError: E308 where the folder is no export, E303 for a damaged or missing file.
+    """
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise error(
+            "E308",
+            f"{folder} is no export: it has no {FACTS}",
+            help=("make one: peftc export DIR --to onnx",),
+        ) from cause
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as cause:
+        raise error("E303", f"{folder / FACTS} cannot be read: {cause}") from cause
+    for name, wanted in facts["sha256"].items():
+        if not (folder / name).is_file():
+            raise error("E303", f"{folder / name} is missing", help=("export again",))
+        if (found := sha256(folder / name)) != wanted:
+            raise error(
+                "E303",
+                f"{folder / name} is damaged: sha256 is {found[:12]}, {FACTS} says {wanted[:12]}",
+                help=("export again with --force",),
+            )
+    return Exported(folder, facts["kind"], facts["file"], tuple(facts["sha256"]), facts)

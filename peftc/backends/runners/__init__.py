@@ -1,0 +1,1 @@
+"""Scripts that run an exported file with its own runtime; they import nothing of this package."""

@@ -1,0 +1,30 @@
+"""python run_onnx.py MODEL INPUTS.npz OUTPUTS.npz: run an ONNX file with ONNX Runtime alone."""
+
+import sys
+
+import numpy as np
+import onnxruntime
+
+
+def main(model: str, inputs: str, outputs: str) -> None:
+    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    taken = {i.name for i in session.get_inputs()}
+    names = [o.name for o in session.get_outputs()]
+    given: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(inputs) as file:
+        for key in file.files:
+            group, name = key.split("/", 1)
+            if name in taken:
+                given.setdefault(group, {})[name] = file[key]
+    results = {}
+    for group, feed in given.items():
+        for name, value in zip(names, session.run(names, feed), strict=True):
+            results[f"{group}/{name}"] = value
+    np.savez(outputs, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,144 @@
+"""Every exported file is run by its own runtime, at other sizes, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import reference
+import torch
+import zoo
+
+import peftc
+from peftc.backends.verify import Report, Row
+from peftc.diagnostics import PeftcError
+
+FAMILIES = [
+    ("bert", "sequence-classification"),
+    ("bert", "token-classification"),
+    ("gpt2", "causal-lm"),
+    ("llama", "causal-lm"),
+    ("t5", "seq2seq-lm"),
+]
+CASES = [
+    *[(family, "onnx", 24) for family in FAMILIES],
+    *[(family, "torchscript", None) for family in FAMILIES],
+    *[(FAMILIES[k], "onnx", 20) for k in (0, 3)],
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "opset"), CASES)
+def test_a_folded_export_equals_the_graph(family, kind, opset, tmp_path):
+    graph = peftc.apply("lora", zoo.captured(*family))
+    reference.randomise(graph)
+    peftc.export(graph, kind, tmp_path / "out", opset=opset)
+    report = peftc.verify(graph, tmp_path / "out")
+    assert len({(r.batch, r.length) for r in report.rows}) >= 4
+    assert any(r.padded for r in report.rows)
+    assert {r.batch for r in report.rows} >= {1, 4}
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("spec", ["houlsby", "prefix", "prompt", "ptuning2", "ia3"])
+@pytest.mark.parametrize(
+    ("family", "kind"), [(("bert", "base"), "onnx"), (("llama", "causal-lm"), "torchscript")]
+)
+def test_every_spec_exports_with_its_pieces(family, kind, spec, tmp_path):
+    settings = {"tokens": 5} if spec in ("prefix", "prompt", "ptuning2") else {}
+    graph = peftc.apply(spec, zoo.captured(*family), set=settings)
+    reference.randomise(graph)
+    exported = peftc.export(graph, kind, tmp_path / "out", fold="none")
+    assert exported.facts["peft"]
+    assert peftc.verify(graph, tmp_path / "out").ok
+
+
+def test_onnx_initializers_are_the_state_dict_and_equal_ones_stay_apart(tmp_path):
+    import onnx
+
+    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    peftc.export(graph, "onnx", tmp_path / "out", fold="none")
+    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    for name, parameter in graph.named_parameters():
+        assert shapes[name] == tuple(parameter.shape), name
+    zeros = [n for n in shapes if n.startswith("peft.") and n.endswith(".B")]
+    assert len(zeros) == 6
+    dims = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    assert dims == {
+        name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    assert not any(n.doc_string or n.metadata_props for n in model.graph.node)
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 200_000
+
+
+def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
+    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    peftc.export(graph, "onnx", tmp_path / "out")
+    reference.randomise(graph)
+    report = peftc.verify(graph, tmp_path / "out")
+    assert not report.ok
+    assert report.difference > 1e-3
+    data = tmp_path / "out" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-8])
+    with pytest.raises(PeftcError, match=r"error\[E303\].*model.onnx.data is damaged"):
+        peftc.verify(graph, tmp_path / "out")
+
+
+def test_not_a_number_is_no_match():
+    row = Row(1, 2, False, "logits", float("nan"), 1.0)
+    assert not Report("onnx", "model.onnx", 1e-4, (row,)).ok
+
+
+def test_an_existing_folder_is_refused_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(PeftcError, match=r"error\[E306\]"):
+        peftc.export(graph, "onnx", tmp_path / "out")
+
+    def fail(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peftc.backends.onnx.strip", fail)
+    with pytest.raises(KeyboardInterrupt):
+        peftc.export(graph, "onnx", tmp_path / "out", force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+def test_unknown_targets_and_opsets_are_refused(tmp_path):
+    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    with pytest.raises(PeftcError) as caught:
+        peftc.export(graph, "onxx", tmp_path / "out")
+    assert str(caught.value) == (
+        "error[E401]: cannot export to onxx\n"
+        "  = help: did you mean `onnx`?\n"
+        "  = help: targets: onnx, torchscript"
+    )
+    with pytest.raises(PeftcError, match=r"E402.*opset 23"):
+        peftc.export(graph, "onnx", tmp_path / "out", opset=23)
+
+
+def test_the_runners_import_neither_peftc_nor_transformers():
+    from peftc.backends import backends
+
+    for one in backends().values():
+        text = one.runner.read_text()
+        assert "import peftc" not in text
+        assert "transformers" not in text
+
+
+def test_the_export_says_what_it_takes(tmp_path):
+    graph = peftc.apply("prompt", zoo.captured("t5", "seq2seq-lm"), set={"tokens": 4})
+    peftc.export(graph, "torchscript", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "peftc.export.json").read_text())
+    assert [i["name"] for i in facts["inputs"]] == [
+        "input_ids",
+        "attention_mask",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+    ]
+    assert facts["outputs"][0] == {"name": "logits", "dims": ["batch", "decoder_sequence", 93]}
+    module = torch.jit.load(str(tmp_path / "out" / "model.pt"))
+    names = {n for n, _ in module.named_buffers()}
+    assert "peft.prompt.encoder_embed_out.embedding" in names
