@@ -118,9 +118,8 @@ def all_configs(model: Any) -> list[Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No warnings or log lines of the tracer on the user's terminal."""
-    loggers = [
-        logging.getLogger(n) for n in ("torch.export", "torch.fx", "torch._export", "torch._dynamo")
-    ]
+    names = ("torch.export", "torch.fx", "torch._export", "torch._dynamo", "torch.onnx")
+    loggers = [logging.getLogger(n) for n in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -22,15 +22,22 @@ def parameters(facts: Facts) -> dict[str, tuple[str, ...]]:
     """{"norm": names, "bias": names, "head": names, "embed": names}, in the graph's order."""
     roles: dict[str, list[str]] = {"norm": [], "bias": [], "head": [], "embed": []}
     task = facts.program.signature.task_parameters
-    tables = {facts.weight_of(n.args[0]) for n in facts.nodes if facts.op[n] == "embedding"}
-    vocabulary = {attribute(facts.program, t).shape[0] for t in tables if t is not None}
+    lookups = [n for n in facts.nodes if facts.op[n] == "embedding"]
+    tables = {facts.weight_of(n.args[0]) for n in lookups}
+    # Vocabulary logits are the pre-trained model's own, not a head that the task added.
+    vocabulary = {
+        n.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+        for n in lookups
+        if facts.strip(n.args[1]).name.endswith("input_ids")  # type: ignore[arg-type]
+    }
     scaling = {n.meta.get("module") for n in facts.nodes if facts.op[n] == "rsqrt"}
+    own = {n for n, _ in facts.program.named_parameters()}
     for node in facts.nodes:
         if node.op != "get_attr":
             continue
         name = str(node.target)
         value = attribute(facts.program, name)
-        if not value.is_floating_point() or name not in dict_of_parameters(facts):
+        if not value.is_floating_point() or name not in own:
             continue
         if is_norm(facts, node, scaling):
             roles["norm"].append(name)
@@ -39,14 +46,8 @@ def parameters(facts: Facts) -> dict[str, tuple[str, ...]]:
         if name in tables:
             roles["embed"].append(name)
         elif name in task and value.shape[0] not in vocabulary:
-            # Vocabulary logits are the pre-trained model's own, not a head that the task added.
             roles["head"].append(name)
     return {role: tuple(names) for role, names in roles.items()}
-
-
-def dict_of_parameters(facts: Facts) -> set[str]:
-    """The names of the program's parameters, without its buffers."""
-    return {n for n, _ in facts.program.named_parameters()}
 
 
 def is_norm(facts: Facts, weight: fx.Node, scaling: set[str | None]) -> bool:

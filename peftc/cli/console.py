@@ -1,0 +1,85 @@
+"""What the verbs print with: tables on stdout, progress on stderr, JSON on demand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from peftc.diagnostics import Diagnostic
+
+FORMAT = "1.0"
+WIDE = 400  # columns where nobody looks: piped output is never wrapped or cut
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of the terminal's width; wide and without colour where it is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, width=WIDE, no_color=True, soft_wrap=True)
+
+
+def say(text: str = "", style: str = "") -> None:
+    """A line of the result."""
+    console().print(Text(text, style=style))
+
+
+def note(text: str) -> None:
+    """A line beside the result, on stderr."""
+    console(stderr=True).print(Text(text, style="dim"))
+
+
+def emit(data: dict[str, Any]) -> None:
+    """The result as one JSON object."""
+    sys.stdout.write(json.dumps({"format_version": FORMAT, **data}, indent=1) + "\n")
+
+
+def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
+    """A table: columns are (heading, "left" or "right"); an empty title is none."""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=escape(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading, side in columns:
+        made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    console().print(made)
+
+
+def complain(diagnostics: Sequence[Diagnostic]) -> None:
+    """Diagnostics on stderr, coloured on a terminal."""
+    out = console(stderr=True)
+    for k, d in enumerate(diagnostics):
+        if k:
+            out.print()
+        out.print(coloured(d), soft_wrap=True)
+
+
+def coloured(d: Diagnostic) -> Text:
+    """A diagnostic as rich text: the words as `render` gives them."""
+    text = Text(d.render())
+    red = "bold red" if d.severity == "error" else "bold yellow"
+    text.highlight_regex(r"\A(error|warning)\[\w+\]", red)
+    text.highlight_regex(r"(?m)^\s*\d* ?(-->|\||=)", "blue")
+    text.highlight_regex(r"(?m)\^+.*$", red)
+    text.highlight_regex(r"(?m)(?<== )(help|note):", "cyan")
+    return text
+
+
+def progress(text: str) -> AbstractContextManager[Any]:
+    """A spinner on stderr while something takes its time; silent where it is no terminal."""
+    return console(stderr=True).status(text)

@@ -1,0 +1,106 @@
+"""Arguments and options that verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from peftc.diagnostics import error
+
+SpecArgument = Annotated[str, typer.Argument(help="A shipped name (houlsby) or a path.")]
+ModelArgument = Annotated[str, typer.Argument(help="A folder or a hub name.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Give a variable of the spec a new value."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(help="The head: sequence-classification, token-classification, causal-lm, ..."),
+]
+Labels = Annotated[str | None, typer.Option(help="Labels: a number, or names with commas.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa or eager.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub.")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Build the model from its config alone.")
+]
+
+
+def assignments(pairs: list[str] | None) -> dict[str, Any]:
+    """`--set` pairs as values: numbers as numbers, true and false as such, the rest as text.
+
+    Raises:
+        PeftcError: E008 for a pair without a name or an equals sign.
+    """
+    result: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise error("E008", f"--set {pair}: write NAME=VALUE", help=("--set rank=16",))
+        result[name] = typed(value)
+    return result
+
+
+def typed(text: str) -> Any:
+    """A value as YAML 1.2 reads it."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def open_model(
+    reference: str,
+    *,
+    task: str | None = None,
+    labels: str | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    trust: bool = False,
+    offline: bool = False,
+    weights: bool = True,
+    random_weights: bool = False,
+) -> Any:
+    """Load a model as the options say, transformers' own chatter switched off.
+
+    Raises:
+        PeftcError: as `load_model`; E008 for an unknown dtype or attention.
+    """
+    import os
+
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if dtype is not None and dtype not in DTYPES:
+        raise error("E008", f"--dtype {dtype}", help=(f"one of: {', '.join(DTYPES)}",))
+    if attn not in (None, "sdpa", "eager"):
+        raise error("E008", f"--attn {attn}", help=("one of: sdpa, eager",))
+    from transformers.utils import logging
+
+    from peftc.capture.load import load_model
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load_model(
+        reference,
+        task=task,
+        labels=labels,
+        revision=revision,
+        dtype=dtype,
+        attn=attn,
+        trust_remote_code=trust,
+        weights=weights,
+        random_weights=random_weights,
+    )

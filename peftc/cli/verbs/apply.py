@@ -1,0 +1,92 @@
+"""`peftc apply`: the rewrite, written as an artifact."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftc.cli.console import emit, progress, say
+from peftc.cli.options import (
+    Attn,
+    Dtype,
+    Force,
+    Json,
+    Labels,
+    ModelArgument,
+    Offline,
+    RandomWeights,
+    Revision,
+    Set,
+    SpecArgument,
+    Task,
+    Trust,
+    assignments,
+    open_model,
+)  # fmt: skip
+
+ORDER = 5
+
+
+def apply(
+    spec: SpecArgument,
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The artifact folder to write.")],
+    set: Set = None,
+    task: Task = None,
+    labels: Labels = None,
+    seed: Annotated[int, typer.Option(help="Of the fresh pieces.")] = 0,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    attn: Attn = None,
+    trust: Trust = False,
+    offline: Offline = False,
+    random_weights: RandomWeights = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Rewrite a model as the spec says, and write the artifact: only what is trained."""
+    from peftc.files import check_free
+    from peftc.spec import load_spec
+
+    resolved = load_spec(spec, set=assignments(set))
+    check_free(out, force=force)
+    import peftc
+    from peftc.api import APPLIED
+
+    steps: list[tuple[str, str, float]] = []
+    start = time.perf_counter()
+    with progress(f"loading {model}"):
+        loaded = open_model(
+            model, task=task, labels=labels, revision=revision, dtype=dtype, attn=attn,
+            trust=trust, offline=offline, random_weights=random_weights,
+        )  # fmt: skip
+    steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))
+    start = time.perf_counter()
+    with progress("capturing and rewriting"):
+        graph = peftc.apply(resolved, loaded, seed=seed)
+    applied = graph.meta[APPLIED]
+    applied.reference = model
+    applied.random_weights = random_weights
+    count = sum(len(i["sites"]) for i in applied.plan["insertions"])
+    steps.append(("rewrite", f"{count} sites, {len(graph.graph.nodes):,} nodes", since(start)))
+    start = time.perf_counter()
+    peftc.save(graph, out, force=force)
+    steps.append(("write", f"{out}/", since(start)))
+    counts = applied.plan["parameters"]
+    if json:
+        emit({"ok": True, "out": str(out), "plan": applied.plan})
+        return
+    for name, what, seconds in steps:
+        say(f" {name:<10}{what:<56}{seconds:6.1f} s")
+    for path in sorted(out.iterdir()):
+        say(f"   {path.name:<20}{path.stat().st_size:>12,} bytes")
+    say(f"trainable {counts['trainable']:,} of {counts['base'] + counts['inserted']:,} parameters")
+    say(f"Next:  peftc train {out} --data train.jsonl   or   peftc export {out} --to onnx")
+
+
+def since(start: float) -> float:
+    """Seconds since a moment."""
+    return time.perf_counter() - start

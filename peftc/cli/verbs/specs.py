@@ -1,0 +1,104 @@
+"""`peftc specs`: the shipped specs."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftc.cli.console import emit, say, table
+from peftc.cli.options import Json
+from peftc.diagnostics import error
+
+ORDER = 1
+app = typer.Typer(help="The shipped specs: list, show, copy, compare.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="A shipped name or a path.")]
+
+
+@app.command("ls")
+def ls(json: Json = False) -> None:
+    """List the shipped specs: what each changes, and what h becomes."""
+    from peftc.spec import load_spec
+    from peftc.spec.catalogue import names
+
+    rows = []
+    for name in names():
+        spec = load_spec(name)
+        facts = [type(i.delta.options) for i in spec.insert]
+        sites = dict.fromkeys(a for i in spec.insert for a in i.at)
+        rows.append(
+            {
+                "name": name,
+                "about": spec.about,
+                "sites": [str(s) for s in sites],
+                "h_becomes": list(dict.fromkeys(f.formula for f in facts)),
+                "unfreezes": [u.role or u.module for u in spec.unfreeze],
+                "merges": bool(facts) and all(f.merges for f in facts),
+            }
+        )
+    if json:
+        emit({"specs": rows})
+        return
+    table(
+        "",
+        [
+            ("NAME", ""),
+            ("WHAT IT CHANGES", ""),
+            ("H BECOMES", ""),
+            ("TRAINS TOO", ""),
+            ("MERGES", ""),
+        ],
+        [
+            (
+                r["name"],
+                ", ".join(r["sites"]) or "-",
+                "; ".join(r["h_becomes"]) or "-",
+                ", ".join(r["unfreezes"]) or "-",
+                "yes" if r["merges"] else "no",
+            )
+            for r in rows
+        ],
+    )
+    say("Copy one:  peftc specs cp lora my.yaml")
+
+
+@app.command("show")
+def show(
+    name: Name,
+    expanded: Annotated[
+        bool, typer.Option("--expanded", help="Every value resolved, every default written out.")
+    ] = False,
+) -> None:
+    """Print a spec as it is written, or expanded."""
+    from peftc.spec import load_spec
+    from peftc.spec.load import find
+
+    path = find(name, Path.cwd())
+    sys.stdout.write(load_spec(name).to_yaml() if expanded else path.read_text(encoding="utf-8"))
+
+
+@app.command("cp")
+def cp(name: Name, file: Annotated[Path, typer.Argument(help="Where to copy it to.")]) -> None:
+    """Copy a spec, to change it."""
+    from peftc.spec.load import find
+
+    source = find(name, Path.cwd())
+    if file.exists():
+        raise error("E306", f"{file} exists", help=("give another name",))
+    try:
+        file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as cause:
+        raise error("E503", f"cannot write {file}: {cause.strerror or cause}") from cause
+    say(f"wrote {file}.  Next:  peftc check {file}")
+
+
+@app.command("diff")
+def diff(a: Name, b: Name) -> None:
+    """Compare two specs, both expanded."""
+    from peftc.spec import load_spec
+
+    texts = [load_spec(n).to_yaml().splitlines(keepends=True) for n in (a, b)]
+    sys.stdout.writelines(difflib.unified_diff(*texts, fromfile=a, tofile=b))
