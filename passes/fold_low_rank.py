@@ -58,7 +58,7 @@ class FoldLowRank(Pass):
             linear, rows = split
         if linear.x is not piece.args[0] or not linear.alone:
             return
-        delta = add.kwargs.get("alpha", 1.0) * module.merged().detach()  # type: ignore[operator]
+        delta = module.merged().detach() * float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
         merge_rows(program, linear, delta, rows)
         add.replace_all_uses_with(base)
 

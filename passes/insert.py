@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from peftc.capture.program import Program
+from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
 from peftc.pieces.gate import Gate
-from peftc.sites.site import Site, Weight
 
 aten = torch.ops.aten
 

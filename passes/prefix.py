@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.dataflow.site import Attention, Position
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
 from peftc.passes.values import refresh
 from peftc.pieces.prefix import Prefix, Reparameterization
-from peftc.sites.site import Attention, Position
 
 aten = torch.ops.aten
 

@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.dataflow.site import Embedding, Sites
 from peftc.passes.base import Pass, add_module, after, call, call_module, redirect
 from peftc.passes.values import refresh
 from peftc.pieces.prompt import Prompt
-from peftc.sites.site import Embedding, Sites
 
 aten = torch.ops.aten
 END = torch.iinfo(torch.int64).max  # "to the end" of a slice

@@ -10,11 +10,11 @@ from torch import nn
 
 from peftc.capture import Program, capture
 from peftc.capture.load import load_model
+from peftc.dataflow import find_sites
+from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
 from peftc.pipeline import rewrite
 from peftc.planner import Plan, make_plan
-from peftc.sites import find_sites
-from peftc.sites.site import Sites
 from peftc.spec import Spec, load_spec
 
 APPLIED = "peftc.applied"  # the key, in a Program's meta, of what `apply` did to it

@@ -117,14 +117,14 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     pieces = build_pieces(insertion, planned.places, sites)
     move(pieces, planned, plan.sites.program)
     options = insertion.delta.options
-    if insertion.compose.kind == "attend":
+    if insertion.composition.kind == "attend":
         reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
         return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam)]  # type: ignore[arg-type]
-    if insertion.compose.kind == "prepend":
+    if insertion.composition.kind == "prepend":
         return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
     reads = insertion.reads or "h"
     reads_input = piece_class(insertion.delta.kind).reads_input
-    return [Insert(insertion.id, planned.places, pieces, reads, insertion.compose, reads_input)]  # type: ignore[arg-type]
+    return [Insert(insertion.id, planned.places, pieces, reads, insertion.composition, reads_input)]  # type: ignore[arg-type]
 
 
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
@@ -136,7 +136,7 @@ def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
         rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
         piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
-    trim = insertion.compose.options.trim
+    trim = insertion.composition.options.trim
     return InsertPrompt(insertion.id, embedding, plan.sites, piece, dummy, trim)  # type: ignore[arg-type]
 
 
@@ -151,7 +151,7 @@ def shifts(plan: Plan) -> list[Pass]:
     longest: dict[str, int] = {}
     for planned in plan.insertions:
         options = planned.insertion.delta.options
-        if planned.insertion.compose.kind != "attend" or options.positions != "shift":
+        if planned.insertion.composition.kind != "attend" or options.positions != "shift":
             continue
         for place in planned.places:
             if place.role == "attn.kv":

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftc.dataflow.select import explain_no_match, select
+from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.pieces import piece_class
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
-from peftc.sites.select import explain_no_match, select
-from peftc.sites.site import Attention, Site, Sites
 from peftc.spec import Insertion, Spec
 
 
@@ -64,7 +64,7 @@ class Plan:
                 {
                     "id": p.insertion.id,
                     "delta": p.insertion.delta.kind,
-                    "compose": p.insertion.compose.kind,
+                    "compose": p.insertion.composition.kind,
                     "parameters": p.parameters,
                     "sites": [place_json(place) for place in p.places],
                 }
@@ -256,9 +256,10 @@ def count_parameters(insertion: Insertion, places: Sequence[Site | Attention], s
     with torch.device("meta"):
         made = build_pieces(insertion, places, sites)
     extra = 0
-    if insertion.compose.kind == "gate":
-        per_site = [p.width if insertion.compose.options.per == "channel" else 1 for p in places]  # type: ignore[union-attr]
-        extra = sum(per_site)
+    if insertion.composition.kind == "gate":
+        channels = insertion.composition.options.per == "channel"
+        widths = [p.width for p in places if isinstance(p, Site)]
+        extra = sum(widths) if channels else len(widths)
     return extra + sum(p.numel() for m in made for p in m.parameters())
 
 

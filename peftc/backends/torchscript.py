@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
+from torch.fx.node import map_arg
 
 from peftc.backends.base import Backend
 from peftc.backends.lower import lowered
@@ -120,7 +121,7 @@ class Lowering:
 
     def given(self, value: Any) -> Any:
         """Arguments with nodes replaced by their lowered ones."""
-        return fx.node.map_arg(value, lambda n: self.values[n])
+        return map_arg(value, lambda n: self.values[n])
 
     def call(self, node: fx.Node) -> Any:
         """One operation in TorchScript's terms."""

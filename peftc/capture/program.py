@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
 from peftc.capture.loss import decoder_inputs, loss_of
@@ -100,7 +101,7 @@ class Program(fx.GraphModule):
         self.meta[SIGNATURE] = value
         self.recompile()
 
-    def recompile(self) -> fx.graph.PythonCode:
+    def recompile(self) -> PythonCode:
         """Regenerate the code; `flat` becomes the graph, `forward` the call like the model."""
         code = super().recompile()
         cls = type(self)

@@ -31,14 +31,21 @@ def diagnostics(
     """One diagnostic for each mistake of a validated part, in the order of the file."""
     found: list[Diagnostic] = []
     for one in failure.errors():
-        where = (*prefix, *(p for p in one["loc"] if _exists(p)))
+        if one["type"] == "literal_error" and isinstance(one["input"], dict):
+            continue  # the other branch of a union says what is wrong inside
+        where = in_file(prefix, one["loc"], source)
         found.append(diagnostic(one, where, source, keys_at(model, one["loc"][:-1])))
     return deduplicated(found)
 
 
-def _exists(part: Any) -> bool:
-    """Whether a part of pydantic's location is one of the file, not the tag of a union."""
-    return isinstance(part, int) or part.isidentifier()
+def in_file(prefix: tuple, loc: tuple, source: Source) -> tuple:
+    """Pydantic's location as the file has it: tags of unions and implied lists left out."""
+    where = prefix
+    for k, part in enumerate(loc):
+        known = (*where, part) in source.values or (*where, part) in source.keys
+        if known or (k == len(loc) - 1 and isinstance(part, str) and part.isidentifier()):
+            where = (*where, part)
+    return where
 
 
 def diagnostic(one: Any, where: tuple, source: Source, allowed: list[str]) -> Diagnostic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -25,7 +25,10 @@ PARTS = ("q", "k", "v", "kv", "heads", "out")
 ATTENTION = tuple(f"{block}.{part}" for block in ("attn", "cross") for part in PARTS)
 FEED_FORWARD = ("ffn.gate", "ffn.up", "ffn.act", "ffn.down", "ffn.out")
 ROLES = ("embed.out", *ATTENTION, *FEED_FORWARD, "block.out")
-Role = Literal[ROLES]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    Role = str
+else:
+    Role = Literal[ROLES]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Number = int | float
 
@@ -110,8 +113,11 @@ COMPOSES: dict[str, type[Strict]] = {
     "attend": Attend,
     "prepend": Prepend,
 }
-Delta = one_of("Delta", "What is computed and trained.", dict(all_deltas()))
-Compose = one_of("Compose", "How the delta meets h.", COMPOSES)
+if TYPE_CHECKING:  # both are built from what the packages hold
+    Delta = Compose = OneOf
+else:
+    Delta = one_of("Delta", "What is computed and trained.", dict(all_deltas()))
+    Compose = one_of("Compose", "How the delta meets h.", COMPOSES)
 
 
 class ModuleGlob(Strict):
@@ -161,9 +167,14 @@ class Insertion(Strict):
     reads: Literal["h", "x", "stream"] | None = Field(
         None, description="What the delta reads, where `form` does not say it."
     )
-    delta: Delta = Field(description="What is computed and trained.")  # type: ignore[valid-type]
-    compose: Compose | None = Field(None, description="How it meets h.")  # type: ignore[valid-type]
+    delta: Delta = Field(description="What is computed and trained.")
+    compose: Compose | None = Field(None, description="How it meets h.")
     optional: bool = Field(False, description="Whether matching nothing is fine.")
+
+    @property
+    def composition(self) -> OneOf:
+        """`compose`, which is always there in a resolved insertion."""
+        return self.compose or Compose.model_validate(type(self.delta.options).composes[0])
 
     READS: ClassVar[dict[str | None, str | None]] = {"sequential": "h", "parallel": "x", None: None}
 
@@ -172,8 +183,8 @@ class Insertion(Strict):
         """Fill in what the delta's facts decide, and refuse what they forbid."""
         if not IDENTIFIER.fullmatch(self.id):
             raise ValueError("`id` is a name: letters, digits and _, no digit first")
-        facts: type[DeltaOptions] = type(self.delta.options)  # type: ignore[attr-defined]
-        compose = self.compose or Compose.model_validate(facts.composes[0])
+        facts: type[DeltaOptions] = type(self.delta.options)
+        compose = self.composition
         if compose.kind not in facts.composes:
             raise ValueError(
                 f"`{facts.kind}` composes with {' or '.join(facts.composes)}, not {compose.kind}"
@@ -190,7 +201,7 @@ class Insertion(Strict):
         form = self.form or facts.form
         reads = self.reads or self.READS[form]
         delta = self.delta
-        if facts.kind == "vector" and delta.options.init is None:  # type: ignore[attr-defined]
+        if facts.kind == "vector" and delta.options.init is None:
             start = "ones" if compose.kind == "multiply" else "zeros"
             delta = Delta.model_validate({"vector": {"init": start}})
         return self.model_copy(

@@ -81,7 +81,7 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
 
 def insertion_row(p: Any) -> tuple[str, ...]:
     """One insertion."""
-    from peftc.sites.report import spans
+    from peftc.dataflow.report import spans
 
     facts = type(p.insertion.delta.options)
     at = ", ".join(p.counts)

@@ -38,8 +38,8 @@ def sites(
 ) -> None:
     """Show what can be targeted in a model: roles, layers, sizes, places. No weights are read."""
     import peftc
-    from peftc.sites.report import absent_roles, report
-    from peftc.sites.select import module_paths
+    from peftc.dataflow.report import absent_roles, report
+    from peftc.dataflow.select import module_paths
 
     with progress(f"capturing {model}"):
         loaded = open_model(

@@ -225,7 +225,7 @@ class Facts:
         """Whether a convolution is a linear over channels: kernels of one element, no groups."""
         weight = node.args[1].meta["val"]  # type: ignore[union-attr]
         groups = node.args[-1] if len(node.args) >= 7 else 1
-        return weight.dim() == 3 and weight.shape[-1] == 1 and groups == 1
+        return bool(weight.dim() == 3 and weight.shape[-1] == 1 and groups == 1)
 
     def frontier(self, node: fx.Node, within: int = -1) -> list[Projection]:
         """The projections met first on the way back from `node`, in order, inside `within`."""

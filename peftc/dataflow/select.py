@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.sites.facts import Facts, feature_width
-from peftc.sites.site import Attention, Site, Sites, Weight
+from peftc.dataflow.facts import Facts, feature_width
+from peftc.dataflow.site import Attention, Site, Sites, Weight
 from peftc.spec import Layers, ModuleGlob
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.sites.facts import Facts, feature_width
+from peftc.dataflow.facts import Facts, feature_width
 
 
 @dataclass(frozen=True)

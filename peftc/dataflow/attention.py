@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.sites.facts import Facts
+from peftc.dataflow.facts import Facts
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 # Operations between q k^T and the softmax, and between the softmax and the product with v.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftc.sites.site import Attention, Site, Sites
+from peftc.dataflow.site import Attention, Site, Sites
 
 GOOD_FOR = {
     "embed.out": "prompt",

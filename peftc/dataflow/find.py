@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.sites.attention import Core, cores
-from peftc.sites.facts import Facts, Projection, feature_width
-from peftc.sites.fused import part_of
-from peftc.sites.parameters import parameters
-from peftc.sites.positions import positions
-from peftc.sites.residual import Residual, residuals
-from peftc.sites.site import Attention, Embedding, Site, Sites, Weight
+from peftc.dataflow.attention import Core, cores
+from peftc.dataflow.facts import Facts, Projection, feature_width
+from peftc.dataflow.fused import part_of
+from peftc.dataflow.parameters import parameters
+from peftc.dataflow.positions import positions
+from peftc.dataflow.residual import Residual, residuals
+from peftc.dataflow.site import Attention, Embedding, Site, Sites, Weight
 
 NONLINEAR = frozenset(
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.program import attribute
-from peftc.sites.facts import Facts
+from peftc.dataflow.facts import Facts
 
 NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "batch_norm", "rms_norm"})
 BIAS_ARGUMENT = {

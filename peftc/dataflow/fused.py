@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.sites.facts import Facts, Projection
+from peftc.dataflow.facts import Facts, Projection
 
 LAYOUT = frozenset(
     [

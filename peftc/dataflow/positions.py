@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from peftc.sites.facts import Facts
-from peftc.sites.site import Position
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.site import Position
 
 COUNTERS = frozenset({"arange", "cumsum"})
 ANGLE_STEPS = frozenset(

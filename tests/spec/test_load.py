@@ -1,0 +1,163 @@
+"""Loading: shipped specs, variables, `use`, and the round trip through the resolved text."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftc.diagnostics import PeftcError
+from peftc.spec import Layers, load_spec
+from peftc.spec.catalogue import names
+from peftc.spec.deltas import all_deltas
+from peftc.spec.schema import ROLES
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_spec_loads_and_its_resolved_text_says_the_same(name):
+    spec = load_spec(name)
+    assert spec.name == name
+    assert spec.about
+    assert load_spec(yaml.safe_load(spec.to_yaml())) == spec
+
+
+def test_set_changes_variables_and_expressions_follow():
+    spec = load_spec("lora", set={"rank": 4, "alpha": 32})
+    assert spec.insert[0].delta.options.rank == 4
+    assert spec.insert[0].composition.options.scale == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"rnak": 4}, "did you mean `rank`?"), ({"rank": "big"}, "cannot be 'big'")],
+)
+def test_set_refuses_what_is_not_there_and_other_types(given, message):
+    with pytest.raises(PeftcError) as caught:
+        load_spec("lora", set=given)
+    assert message in str(caught.value)
+
+
+def test_use_brings_insertions_under_the_given_names():
+    spec = load_spec("mam", set={"dim": 12})
+    assert [i.id for i in spec.insert] == ["prefix", "ffn_par"]
+    assert spec.insert[1].delta.options.dim == 12
+    both = {
+        "peftc": 1,
+        "name": "both",
+        "insert": [{"id": "h", "use": "houlsby", "layers": "first 2"}],
+    }
+    assert [(i.id, i.layers.written) for i in load_spec(both).insert] == [
+        ("h_after_attn", "first 2"),
+        ("h_after_ffn", "first 2"),
+    ]
+
+
+def test_defaults_follow_the_delta():
+    data = {
+        "peftc": 1,
+        "name": "d",
+        "insert": [
+            {"id": "a", "at": "attn.q", "delta": {"low_rank": {"rank": 2}}},
+            {"id": "b", "at": "ffn.out", "delta": {"bottleneck": {"dim": 2}}},
+            {"id": "c", "at": "attn.k", "delta": "vector"},
+            {"id": "d", "at": "attn.k", "delta": "vector", "compose": "add"},
+        ],
+    }
+    found = [
+        (i.composition.kind, i.form, i.reads, getattr(i.delta.options, "init", None))
+        for i in load_spec(data).insert
+    ]
+    assert found == [
+        ("add", "parallel", "x", "kaiming"),
+        ("add", "sequential", "h", "zero_up"),
+        ("multiply", None, None, "ones"),
+        ("add", None, None, "zeros"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("all", (0, 1, 2, 3, 4)),
+        ("odd", (1, 3)),
+        ("even", (0, 2, 4)),
+        ("1-3", (1, 2, 3)),
+        ("first 2", (0, 1)),
+        ("last 2", (3, 4)),
+        (2, (2,)),
+        ([4, 0], (4, 0)),
+    ],
+)
+def test_layers(written, expected):
+    assert Layers(written).select(5) == expected
+
+
+@pytest.mark.parametrize("written", ["3-7", "last 6", "first 9", 5, [0, 5], "4-2"])
+def test_layers_that_a_stack_does_not_have(written):
+    with pytest.raises(ValueError, match="of a stack of 5 layers"):
+        Layers(written).select(5)
+
+
+def test_every_delta_says_where_it_may_stand():
+    for kind, options in all_deltas().items():
+        assert options.sites, kind
+        assert options.composes, kind
+        assert options.formula, kind
+
+
+words = st.text(string.ascii_letters, min_size=1, max_size=6)
+scalars = st.one_of(
+    st.integers(-5, 70), st.floats(-2, 2), st.booleans(), st.none(), words, st.sampled_from(ROLES)
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def valid_specs(draw):
+    insertions = []
+    for k in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["bottleneck", "low_rank", "vector", "prefix", "prompt"]))
+        size = draw(st.integers(1, 64))
+        at, delta = {
+            "bottleneck": (["attn.out", "ffn.out", "block.out"], {"dim": size}),
+            "low_rank": (["attn.q", "ffn.up", "ffn.down"], {"rank": size}),
+            "vector": (["attn.k", "ffn.act"], {}),
+            "prefix": (["attn.kv", "cross.kv"], {"tokens": size}),
+            "prompt": (["embed.out"], {"tokens": size}),
+        }[kind]
+        entry = {"id": f"i{k}", "at": draw(st.sampled_from(at)), "delta": {kind: delta}}
+        if draw(st.booleans()):
+            entry["layers"] = draw(st.sampled_from(["all", "odd", "0-1", "last 1", [0]]))
+        insertions.append(entry)
+    return {"peftc": 1, "name": draw(words), "insert": insertions}
+
+
+@settings(max_examples=300, deadline=None)
+@given(valid_specs())
+def test_valid_specs_are_accepted_and_round_trip(data):
+    spec = load_spec(data)
+    assert load_spec(yaml.safe_load(spec.to_yaml())) == spec
+
+
+@settings(max_examples=500, deadline=None)
+@given(valid_specs(), st.data())
+def test_mutated_specs_are_accepted_whole_or_refused_with_a_place(data, draw):
+    target = draw.draw(st.sampled_from(["top", "entry", "delta"]))
+    place = {"top": data, "entry": data["insert"][0], "delta": data["insert"][0]["delta"]}[target]
+    key = draw.draw(st.one_of(words, st.sampled_from(sorted(place))))
+    place[key] = draw.draw(anything)
+    try:
+        spec = load_spec(data)
+    except PeftcError as refusal:
+        assert all(d.code.startswith("E0") for d in refusal.diagnostics)
+        return
+    resolved = spec.to_dict()
+    assert key in place
+    assert load_spec(resolved) == spec

@@ -1,0 +1,137 @@
+"""Planted mistakes: each gets its code at its line and column, none is accepted."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftc.diagnostics import PeftcError
+from peftc.spec import load_spec
+
+HEAD = "peftc: 1\nname: n\n"
+ONE = HEAD + "vars: {dim: 8}\ninsert:\n  - id: a\n    at: ffn.out\n"
+DELTA = "    delta: {bottleneck: {dim: $dim}}\n"
+
+# (text, code, line, column, part of the message)
+MISTAKES = [
+    (HEAD + "nam: x\n", "E003", 3, 1, "unknown key `nam`"),
+    ("name: n\n", "E005", 1, 1, "`peftc` is missing"),
+    ("peftc: 2\nname: n\n", "E004", 1, 8, "`2` is not a valid `peftc`"),
+    ("peftc: 1\nname: 3\n", "E005", 2, 7, "`name` is text, not 3"),
+    ("peftc: 1\nname: n\nname: m\n", "E002", 3, 1, "`name` is given twice"),
+    (HEAD + "insert: {a: 1}\n", "E005", 3, 9, "`insert` is a list"),
+    (HEAD + "insert:\n  - 3\n", "E005", 4, 5, "a mapping"),
+    (HEAD + "insert:\n - id: a\n  at: x\n", "E001", 5, 3, "not valid YAML"),
+    (HEAD + "insert: [\n", "E001", 3, 1, "not valid YAML"),
+    (HEAD + "vars: {r: &x 1}\n", "E011", 3, 11, "specs have no anchors"),
+    (HEAD + "vars: {r: *x}\n", "E011", 3, 11, "specs have no aliases"),
+    (HEAD + "vars: {r: !!int 1}\n", "E011", 3, 11, "specs have no tags"),
+    ("--- {}\n--- {}\n", "E001", 2, 1, "not valid YAML"),
+    (ONE.replace("ffn.out", "fnn.out") + DELTA, "E004", 6, 9, "`fnn.out` is not a valid `at`"),
+    (ONE.replace("ffn.out", "[ffn.out, ffn.ot]") + DELTA, "E004", 6, 19, "`ffn.ot`"),
+    (ONE.replace("ffn.out", "[]") + DELTA, "E005", 6, 9, "at"),
+    (ONE.replace("ffn.out", "{modul: x}") + DELTA, "E003", 6, 10, "unknown key `modul`"),
+    (ONE, "E005", 5, 5, "`delta` is missing"),
+    (ONE + "    delta: {bottlneck: {dim: 8}}\n", "E003", 7, 13, "unknown key `bottlneck`"),
+    (ONE + "    delta: {bottleneck: {dmi: 8}}\n", "E003", 7, 26, "unknown key `dmi`"),
+    (ONE + "    delta: {bottleneck: {dim: 0}}\n", "E005", 7, 31, "`dim`"),
+    (ONE + "    delta: {bottleneck: {dim: -3}}\n", "E005", 7, 31, "`dim`"),
+    (ONE + "    delta: {bottleneck: {dim: 2.5}}\n", "E005", 7, 31, "whole number"),
+    (ONE + '    delta: {bottleneck: {dim: "8"}}\n', "E005", 7, 31, "whole number"),
+    (ONE + "    delta: {bottleneck: {dim: yes}}\n", "E005", 7, 31, "whole number"),
+    (ONE + "    delta: {bottleneck: {dim: 010}}\n", "E005", 7, 31, "whole number"),
+    (ONE + "    delta: {bottleneck: {dim: 8, act: swish}}\n", "E004", 7, 39, "`swish`"),
+    (ONE + "    delta: {bottleneck: {dim: 8, bias: 1}}\n", "E005", 7, 40, "true or false"),
+    (ONE + "    delta: {bottleneck: {dim: 8, dropout: 1.5}}\n", "E005", 7, 43, "`dropout`"),
+    (ONE + "    delta: {bottleneck: {dim: $dm}}\n", "E007", 7, 31, "`$dm` is not a variable"),
+    (ONE + "    delta: {bottleneck: {dim: $dim ** 2}}\n", "E007", 7, 31, "only names, numbers"),
+    (ONE + "    delta: {bottleneck: {dim: $dim / 0}}\n", "E007", 7, 31, "division by zero"),
+    (ONE + "    delta: {bottleneck: {dim: $dim.real}}\n", "E007", 7, 31, "only names, numbers"),
+    (ONE + "    delta: {bottleneck: {dim: 8}, vector: {}}\n", "E005", 7, 12, "exactly one of"),
+    (ONE + "    delta: bottleneck\n", "E005", 7, 12, "`dim` is missing"),
+    (ONE + DELTA + "    compose: attend\n", "E010", 5, 5, "composes with add or gate, not attend"),
+    (ONE + DELTA + "    compose: {add: {scal: 2}}\n", "E003", 8, 21, "unknown key `scal`"),
+    (ONE + DELTA + "    compose: {add: {scale: big}}\n", "E005", 8, 28, "scale"),
+    (ONE + DELTA + "    layers: last\n", "E005", 8, 13, "layers are all, odd, even"),
+    (ONE + DELTA + "    layers: [0, -1]\n", "E005", 8, 13, "layers are all, odd, even"),
+    (ONE + DELTA + "    stack: middle\n", "E004", 8, 12, "`middle` is not a valid `stack`"),
+    (ONE + DELTA + "    form: serial\n", "E004", 8, 11, "`serial` is not a valid `form`"),
+    (ONE + DELTA + "    optional: maybe\n", "E005", 8, 15, "true or false"),
+    (ONE + "    delta: {prefix: {tokens: 4}}\n", "E010", 5, 5, "`prefix` cannot stand at ffn.out"),
+    (
+        ONE + "    delta: {low_rank: {rank: 4}}\n",
+        "E010",
+        5,
+        5,
+        "`low_rank` cannot stand at ffn.out",
+    ),
+    (ONE + "    delta: {vector: {}}\n    reads: x\n", "E005", 5, 5, "reads nothing"),
+    (ONE.replace("id: a", "id: 1a") + DELTA, "E005", 5, 5, "`id` is a name"),
+    (HEAD + "unfreeze:\n  - {role: nrom}\n", "E004", 4, 12, "`nrom` is not a valid `role`"),
+    (HEAD + "unfreeze:\n  - {}\n", "E005", 4, 5, "exactly one of: role, module"),
+    (HEAD + "expect: {sites: two}\n", "E005", 3, 9, "`sites` is a number or"),
+    (HEAD + "insert:\n  - {id: a, use: lroa}\n", "E006", 4, 18, "`lroa` is neither"),
+    (HEAD + "insert:\n  - {id: a, use: lora, set: {rnk: 4}}\n", "E007", None, None, "`rnk`"),
+    (HEAD + "insert:\n  - {id: a, use: lora, layer: all}\n", "E003", 4, 24, "`layer`"),
+]
+
+
+@pytest.mark.parametrize("case", MISTAKES, ids=lambda c: f"{c[1]} {c[4][:40]}")
+def test_a_mistake_is_refused_at_its_place(case, tmp_path):
+    text, code, line, column, message = case
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(PeftcError) as caught:
+        load_spec(path)
+    found = [
+        (d.code, d.span and d.span.line, d.span and d.span.column) for d in caught.value.diagnostics
+    ]
+    assert (code, line, column) in found, str(caught.value)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(ONE.replace("ffn.out", "atn.out") + "    dleta: {bottleneck: {dim: 8}}\n")
+    with pytest.raises(PeftcError) as caught:
+        load_spec(path)
+    assert str(caught.value).replace(str(path), "mine.yaml") == (
+        "error[E004]: `atn.out` is not a valid `at`\n"
+        " --> mine.yaml:6:9\n"
+        "  |\n"
+        "6 |     at: atn.out\n"
+        "  |         ^^^^^^^\n"
+        "  = help: did you mean `attn.out`?\n"
+        "  = help: one of: embed.out, attn.q, attn.k, attn.v, attn.kv, attn.heads, attn.out, "
+        "cross.q, cross.k, cross.v, cross.kv, cross.heads, cross.out, ffn.gate, ffn.up, ffn.act, "
+        "ffn.down, ffn.out, block.out\n"
+        "\n"
+        "error[E003]: unknown key `dleta`\n"
+        " --> mine.yaml:7:5\n"
+        "  |\n"
+        "7 |     dleta: {bottleneck: {dim: 8}}\n"
+        "  |     ^^^^^ not a key of `insert.0`\n"
+        "  = help: did you mean `delta`?\n"
+        "  = help: keys allowed here: id, at, layers, stack, form, reads, delta, compose, optional"
+    )
+
+
+def test_specs_that_use_one_another_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "insert:\n  - {id: x, use: b.yaml}\n")
+    (tmp_path / "b.yaml").write_text(HEAD + "insert:\n  - {id: x, use: a.yaml}\n")
+    with pytest.raises(PeftcError, match="E009"):
+        load_spec(tmp_path / "a.yaml")
+
+
+def test_hostile_text_costs_nothing(tmp_path):
+    for text in ("[" * 100_000, "{a: " * 50_000, "a: &a [*a, *a]", "x" * (2 << 20), "\x00", "\t"):
+        path = tmp_path / "h.yaml"
+        path.write_text(text)
+        with pytest.raises(PeftcError):
+            load_spec(path)
+
+
+def test_numbers_are_numbers(tmp_path):
+    path = tmp_path / "n.yaml"
+    path.write_text(HEAD + "vars: {a: 1e-4, b: no, c: 12}\n")
+    assert load_spec(path).vars == {"a": 1e-4, "b": "no", "c": 12}

@@ -1,0 +1,124 @@
+"""Plans: every refusal with its place, and the notes."""
+
+from __future__ import annotations
+
+import pytest
+import zoo
+
+import peftc
+from peftc.diagnostics import PeftcError
+
+TEXT = """peftc: 1
+name: n
+insert:
+  - id: a
+    at: {at}
+    delta: {delta}
+{rest}"""
+
+
+def refusal(tmp_path, at, delta, rest="", family=("bert", "base")) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEXT.format(at=at, delta=delta, rest=rest))
+    with pytest.raises(PeftcError) as caught:
+        peftc.plan(path, zoo.captured(*family))
+    assert caught.value.exit_code == 3
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def test_a_role_that_the_model_lacks(tmp_path):
+    text = refusal(tmp_path, "cross.kv", "{prefix: {tokens: 3}}")
+    assert text.startswith(
+        "error[E101]: `cross.kv` matches nothing in BertModel\n"
+        " --> mine.yaml:5:9\n"
+        "  |\n"
+        "5 |     at: cross.kv\n"
+        "  |         ^^^^^^^^\n"
+        "  = note: this model has no such site\n"
+        "  = help: sites this model has: embed.out, attn.q, attn.k, attn.v, "
+    )
+    assert text.endswith("to skip it on models that lack it: `optional: true`")
+
+
+def test_every_entry_of_a_list_must_match(tmp_path):
+    text = refusal(tmp_path, "[attn.q, ffn.gate]", "{low_rank: {rank: 3}}")
+    assert "`ffn.gate` matches nothing" in text
+    assert "5:18" in text
+
+
+def test_a_module_glob_with_a_typo(tmp_path):
+    text = refusal(
+        tmp_path, '{module: "encoder.layer.*.attention.self.qeury"}', "{low_rank: {rank: 3}}"
+    )
+    assert "error[E101]: `module: encoder.layer.*.attention.self.qeury` matches nothing" in text
+    assert "did you mean `encoder.layer.*.attention.self.query`? (3 modules)" in text
+
+
+def test_a_rank_that_is_no_reduction(tmp_path):
+    text = refusal(tmp_path, "attn.v", "{low_rank: {rank: 20}}", family=("llama", "causal-lm"))
+    assert "error[E103]: rank 20 is larger than the layer allows" in text
+    assert "attn.v, layer 0: 24 > 20" in text
+    assert "rank must be below 20 here" in text
+
+
+def test_layers_that_the_model_does_not_have(tmp_path):
+    text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "    layers: last 8\n")
+    assert "error[E107]: `layers: last 8` of a stack of 3 layers" in text
+
+
+def test_expectations_hold_or_are_refused(tmp_path):
+    text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "expect: {sites: 2 per layer}\n")
+    assert "error[E102]: the spec expects 2 per layer sites; this model has 3" in text
+
+
+def test_unfreezing_what_is_not_there(tmp_path):
+    text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "unfreeze:\n  - {role: head}\n")
+    assert "error[E101]: unfreeze: `head` matches no parameter of BertModel" in text
+
+
+def test_optional_insertions_are_left_out_with_a_note():
+    spec = {
+        "peftc": 1,
+        "name": "n",
+        "insert": [
+            {"id": "a", "at": "cross.kv", "delta": {"prefix": {"tokens": 3}}, "optional": True}
+        ],
+    }
+    plan = peftc.plan(spec, zoo.captured("bert", "base"))
+    assert [n.code for n in plan.notes] == ["W102"]
+    assert plan.insertions == ()
+
+
+def test_a_module_glob_inserts_at_the_modules_it_names():
+    spec = {
+        "peftc": 1,
+        "name": "n",
+        "insert": [
+            {
+                "id": "a",
+                "at": {"module": "encoder.layer.*.attention.self.query"},
+                "delta": {"low_rank": {"rank": 3}},
+            }
+        ],
+    }
+    plan = peftc.plan(spec, zoo.captured("bert", "base"))
+    assert [p.module for p in plan.insertions[0].places] == [
+        f"encoder.layer.{k}.attention.self.query" for k in range(3)
+    ]
+    assert plan.inserted == 3 * (3 * 24 + 24 * 3)
+
+
+def test_plan_and_apply_agree_on_every_site():
+    for family in (
+        ("bert", "base"),
+        ("gpt2", "causal-lm"),
+        ("llama", "causal-lm"),
+        ("t5", "seq2seq-lm"),
+    ):
+        for spec in ("houlsby", "lora", "ia3", "mam", "prompt", "ptuning2"):
+            plan = peftc.plan(spec, zoo.captured(*family)).to_json()
+            graph = peftc.apply(spec, zoo.captured(*family))
+            assert graph.meta["peftc.applied"].plan == plan
+            assert (
+                sum(p.numel() for _, p in graph.peft_parameters()) == plan["parameters"]["inserted"]
+            )
