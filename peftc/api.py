@@ -88,6 +88,7 @@ class Applied:
         self.reports = reports
         self.seed = seed
         self.reference = reference
+        self.random_weights = False  # whether the base was made from its config alone
 
 
 def spec_of(spec: Spec | str | Path | Mapping[str, Any], set: Mapping[str, object] | None) -> Spec:

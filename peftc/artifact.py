@@ -84,6 +84,7 @@ def load(folder: str | Path, model: Any = None) -> Program:
     fill(graph, read_tensors(folder / TENSORS), folder)
     applied: Applied = graph.meta[APPLIED]
     applied.reference = lock["model"]["reference"] or reference_of(model)
+    applied.random_weights = lock["model"]["random_weights"]
     if hashlib.sha256(listing(graph).encode()).hexdigest() != lock["graph_sha256"]:
         here = importlib.metadata.version("transformers")
         raise error(
@@ -109,6 +110,7 @@ def model_facts(graph: Program, applied: Applied, folder: Path) -> dict[str, Any
     return {
         "reference": reference,
         "class": graph.signature.model_class,
+        "random_weights": applied.random_weights,
         "commit": getattr(config, "_commit_hash", None),
         "dtype": str(next(graph.parameters()).dtype).removeprefix("torch."),
         "config": json.loads(config.to_json_string(use_diff=False)),
@@ -183,6 +185,7 @@ def base_model(lock: Mapping[str, Any], folder: Path) -> Any:
         dtype=facts["dtype"],
         attn=facts["attn_implementation"],
         revision=facts["commit"],
+        random_weights=facts["random_weights"],
     )
 
 
