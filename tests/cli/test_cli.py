@@ -31,7 +31,8 @@ def artifact(model_folder, tmp_path_factory):
 def test_light_verbs_import_nothing_heavy(args):
     code = (
         "import sys; from peftc.cli.main import run; code = run(sys.argv[1:]); "
-        f"heavy = [m for m in {HEAVY} if m in sys.modules]; print('HEAVY', heavy, file=sys.stderr); "
+        f"heavy = [m for m in {HEAVY} if m in sys.modules]; "
+        "print('HEAVY', heavy, file=sys.stderr); "
         "sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
