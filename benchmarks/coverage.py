@@ -174,12 +174,13 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     lines = [
         "# Coverage",
         "",
-        f"{len(rows)} text types of transformers {transformers.__version__}, torch {torch.__version__},",
+        f"{len(rows)} text types of transformers {transformers.__version__} with "
+        f"torch {torch.__version__},",
         "one tiny random model each, written by `benchmarks/coverage.py`.",
         "",
         "| | types |",
         "|---|---:|",
-        f"| captured with free batch and length, equal to the model at two other sizes | {len(captured)} |",
+        f"| captured, batch and length free, equal to the model at two sizes | {len(captured)} |",
         f"| with every role (attention, feed-forward, embedding) | {len(whole)} |",
         *[f"| {m} works | {sum(ok(r, m) for r in rows)} |" for m in METHODS],
         *[

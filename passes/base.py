@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, fx, nn
 
-from peftc.capture.program import Program
+from peftc.capture.program import Program, attribute
 from peftc.passes.values import set_value
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Keeps(Enum):
@@ -73,6 +75,17 @@ def finish(program: Program, node: fx.Node, site: str) -> fx.Node:
     node.meta["module"] = site
     set_value(program, node)
     return node
+
+
+def pieces(program: Program, kind: type[Module]) -> list[tuple[fx.Node, Module]]:
+    """The call_module nodes whose submodule is of a kind, with it, in the graph's order."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            module = attribute(program, str(node.target))
+            if isinstance(module, kind):
+                found.append((node, module))
+    return found
 
 
 def current(node: fx.Node) -> fx.Node:

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 from peftc.capture.attention_dropout import DropoutRate
-from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass
+from peftc.capture.program import Program
+from peftc.passes.base import Keeps, Pass, pieces
 
 
 @dataclass
@@ -20,15 +20,11 @@ class DropDropout(Pass):
 
     def run(self, program: Program) -> None:
         """Let the readers of each dropout read its input."""
-        for node in list(program.graph.nodes):
-            if node.op != "call_module":
-                continue
-            module = attribute(program, str(node.target))
-            if isinstance(module, nn.Dropout):
-                node.replace_all_uses_with(node.all_input_nodes[0])
-                program.graph.erase_node(node)
-            elif isinstance(module, DropoutRate):
-                for reader in list(node.users):
-                    reader.args = tuple(0.0 if a is node else a for a in reader.args)
-                program.graph.erase_node(node)
+        for node, _ in pieces(program, nn.Dropout):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            program.graph.erase_node(node)
+        for node, _ in pieces(program, DropoutRate):
+            for reader in list(node.users):
+                reader.args = tuple(0.0 if a is node else a for a in reader.args)
+            program.graph.erase_node(node)
         program.delete_all_unused_submodules()

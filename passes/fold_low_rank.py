@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, set_parameter
+from peftc.passes.base import Keeps, Pass, pieces, set_parameter
 from peftc.passes.linears import Linear, linear_of, widths_of_split
 from peftc.pieces.low_rank import LowRank
 
@@ -29,11 +29,8 @@ class FoldLowRank(Pass):
 
     def run(self, program: Program) -> None:
         """Merge, and let the readers of each sum read the linear again."""
-        for node in list(program.graph.nodes):
-            if node.op != "call_module" or len(node.users) != 1:
-                continue
-            module = attribute(program, str(node.target))
-            if isinstance(module, LowRank):
+        for node, module in pieces(program, LowRank):
+            if len(node.users) == 1:
                 self.merge(program, node, module)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()

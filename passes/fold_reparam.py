@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass
+from peftc.passes.base import Keeps, Pass, pieces
 from peftc.pieces.prefix import Reparameterization
 from peftc.pieces.prompt import Prompt
 
@@ -25,28 +25,21 @@ class FoldReparam(Pass):
 
     def run(self, program: Program) -> None:
         """Evaluate each network once and store what it gives in the pieces."""
-        for node in list(program.graph.nodes):
-            if node.op != "call_module":
-                continue
-            module = attribute(program, str(node.target))
-            if isinstance(module, Reparameterization):
-                with torch.no_grad():
-                    table = module()
-                for item in list(node.users):
-                    value = nn.Parameter(table[item.args[1]].contiguous().clone())  # type: ignore[index]
-                    for reader in list(item.users):
-                        piece = attribute(program, str(reader.target))
-                        if item is reader.args[2]:
-                            piece.key = value
-                        else:
-                            piece.value = value
-                for item in list(node.users):
-                    for reader in list(item.users):
-                        reader.args = reader.args[:2]
-                    program.graph.erase_node(item)
-                program.graph.erase_node(node)
-            elif isinstance(module, Prompt) and module.encoder is not None:
-                with torch.no_grad():
-                    module.embedding = nn.Parameter(module.rows().detach().clone())
-                module.encoder = None
+        for node, network in pieces(program, Reparameterization):
+            with torch.no_grad():
+                table = network()
+            for item in list(node.users):
+                value = nn.Parameter(table[item.args[1]].contiguous().clone())  # type: ignore[index]
+                for reader in list(item.users):
+                    name = "key" if item is reader.args[2] else "value"
+                    setattr(attribute(program, str(reader.target)), name, value)
+            for item in list(node.users):
+                for reader in list(item.users):
+                    reader.args = reader.args[:2]
+                program.graph.erase_node(item)
+            program.graph.erase_node(node)
+        for _, prompt in pieces(program, Prompt):
+            if prompt.encoder is not None:
+                prompt.embedding = nn.Parameter(prompt.rows().detach().clone())
+                prompt.encoder = None
         program.delete_all_unused_submodules()

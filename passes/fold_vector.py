@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, set_parameter
+from peftc.passes.base import Keeps, Pass, pieces, set_parameter
 from peftc.passes.linears import linear_of, widths_of_split
 from peftc.pieces.vector import Vector
 
@@ -27,12 +27,9 @@ class FoldVector(Pass):
 
     def run(self, program: Program) -> None:
         """Merge, and let the readers of each product read what was scaled."""
-        for node in list(program.graph.nodes):
-            if node.op != "call_module" or len(node.users) != 1:
-                continue
-            module = attribute(program, str(node.target))
+        for node, module in pieces(program, Vector):
             product = next(iter(node.users))
-            if not isinstance(module, Vector) or product.target is not aten.mul.Tensor:
+            if product.target is not aten.mul.Tensor or len(node.users) != 1:
                 continue
             if merge(program, product, module.l.detach()):
                 product.replace_all_uses_with(product.args[0])  # type: ignore[arg-type]

@@ -20,11 +20,10 @@ from peftc.capture.listing import listing
 from peftc.capture.load import load_model
 from peftc.card import card
 from peftc.diagnostics import error
-from peftc.files import sha256, staged
+from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
 from peftc.spec import load_spec
 
 TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
-FORMAT = "1.0"
 PACKAGES = ("peftc", "torch", "transformers", "safetensors")
 
 
@@ -76,7 +75,7 @@ def load(folder: str | Path, model: Any = None) -> Program:
     """
     folder = Path(folder)
     lock = read_lock(folder)
-    check_intact(folder, lock)
+    check_intact(folder, lock["sha256"], LOCK)
     if model is None:
         model = base_model(lock, folder)
     graph = apply(load_spec(folder / SPEC), program_of(model, weights=True), seed=lock["seed"])
@@ -135,34 +134,7 @@ def digest(tensor: Tensor) -> str:
 
 def read_lock(folder: Path) -> dict[str, Any]:
     """The lock of an artifact folder."""
-    try:
-        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
-        raise error(
-            "E308",
-            f"{folder} is no peftc artifact: it has no {LOCK}",
-            help=("make one with `peftc apply SPEC MODEL -o DIR`",),
-        ) from cause
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as cause:
-        raise error("E303", f"{folder / LOCK} cannot be read: {cause}") from cause
-    if not isinstance(lock, dict) or lock.get("format_version") != FORMAT:
-        raise error("E308", f"{folder / LOCK} is not of format {FORMAT}")
-    return lock
-
-
-def check_intact(folder: Path, lock: Mapping[str, Any]) -> None:
-    """Refuse a file that is not the one the lock was written for."""
-    for name, wanted in lock["sha256"].items():
-        path = folder / name
-        if not path.is_file():
-            raise error("E303", f"{path} is missing", help=("copy the whole folder again",))
-        if (found := sha256(path)) != wanted:
-            raise error(
-                "E303",
-                f"{path} is damaged: sha256 is {found[:12]}, {LOCK} says {wanted[:12]}",
-                notes=(f"the file has {path.stat().st_size:,} bytes",),
-                help=("copy it again: a copy that stopped early looks like this",),
-            )
+    return read_facts(folder / LOCK, "peftc artifact", "peftc apply SPEC MODEL -o DIR")
 
 
 def base_model(lock: Mapping[str, Any], folder: Path) -> Any:

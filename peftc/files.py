@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peftc.diagnostics import error
+
+FORMAT = "1.0"  # of the JSON files that our folders are known by
 
 
 @contextmanager
@@ -65,3 +69,43 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_intact(folder: Path, hashes: Mapping[str, str], listed_in: str) -> None:
+    """Refuse files that are not those whose hashes were written down.
+
+    Raises:
+        PeftcError: E303 for a missing or changed file.
+    """
+    for name, wanted in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise error("E303", f"{path} is missing", help=("copy the whole folder again",))
+        if (found := sha256(path)) != wanted:
+            raise error(
+                "E303",
+                f"{path} is damaged: sha256 is {found[:12]}, {listed_in} says {wanted[:12]}",
+                notes=(f"the file has {path.stat().st_size:,} bytes",),
+                help=("copy it again: a copy that stopped early looks like this",),
+            )
+
+
+def read_facts(path: Path, what: str, make: str) -> dict[str, Any]:
+    """The JSON that a folder of ours is known by.
+
+    Raises:
+        PeftcError: E308 where it is not there or of another format, E303 where it is damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise error(
+            "E308",
+            f"{path.parent} is no {what}: it has no {path.name}",
+            help=(f"make one with `{make}`",),
+        ) from cause
+    except (ValueError, OSError) as cause:
+        raise error("E303", f"{path} cannot be read: {cause}") from cause
+    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT:
+        raise error("E308", f"{path} is not of format {FORMAT}")
+    return facts

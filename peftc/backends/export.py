@@ -10,11 +10,10 @@ from typing import Any
 from peftc.backends.base import Exported, backend
 from peftc.capture.program import Input, Output, Program
 from peftc.diagnostics import error
-from peftc.files import check_free, sha256, staged
+from peftc.files import FORMAT, check_free, check_intact, read_facts, sha256, staged
 from peftc.pipeline import fold as folded
 
 FACTS = "peftc.export.json"
-FORMAT = "1.0"
 
 
 def export(
@@ -75,23 +74,6 @@ def read_export(folder: str | Path) -> Exported:
         PeftcError: E308 where the folder is no export, E303 for a damaged or missing file.
     """
     folder = Path(folder)
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
-        raise error(
-            "E308",
-            f"{folder} is no export: it has no {FACTS}",
-            help=("make one: peftc export DIR --to onnx",),
-        ) from cause
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as cause:
-        raise error("E303", f"{folder / FACTS} cannot be read: {cause}") from cause
-    for name, wanted in facts["sha256"].items():
-        if not (folder / name).is_file():
-            raise error("E303", f"{folder / name} is missing", help=("export again",))
-        if (found := sha256(folder / name)) != wanted:
-            raise error(
-                "E303",
-                f"{folder / name} is damaged: sha256 is {found[:12]}, {FACTS} says {wanted[:12]}",
-                help=("export again with --force",),
-            )
+    facts = read_facts(folder / FACTS, "export", "peftc export DIR --to onnx")
+    check_intact(folder, facts["sha256"], FACTS)
     return Exported(folder, facts["kind"], facts["file"], tuple(facts["sha256"]), facts)

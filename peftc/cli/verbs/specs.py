@@ -14,8 +14,15 @@ from peftc.cli.options import Json
 from peftc.diagnostics import error
 
 ORDER = 1
-app = typer.Typer(help="The shipped specs: list, show, copy, compare.", no_args_is_help=True)
+app = typer.Typer(help="The shipped specs: list, show, copy, compare.")
 Name = Annotated[str, typer.Argument(help="A shipped name or a path.")]
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """The shipped specs: list, show, copy, compare."""
+    if context.invoked_subcommand is None:
+        ls()
 
 
 @app.command("ls")
