@@ -116,7 +116,7 @@ def attempt(method: str, model: Any, program: Any, downs: dict[Any, str]) -> dic
         for p in pieces.values():
             p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
         got = [main(graph(**g)) for g in given]
-        real = [g.get("decoder_input_ids", None) is None and g["attention_mask"] for g in given]
+        real = ["decoder_input_ids" not in g and g.get("attention_mask", False) for g in given]
         found["effect"] = all(
             spread(a - b, r) > 1e-4 for a, b, r in zip(got, plain, real, strict=True)
         )

@@ -43,7 +43,7 @@ def hooked(
 ) -> Tensor | None:
     """Forward hooks on the modules that the plan names; None where a site is no whole module."""
     modules = dict(model.named_modules())
-    handles = []
+    handles, used = [], set()
     try:
         for site, piece in sites(graph):
             change = change_of(piece)
@@ -56,8 +56,12 @@ def hooked(
                 )
             else:
                 module = modules.get(site["module"])
-                if out_width(module) != site["width"]:
+                whole = site["role"].endswith(".out") and not hasattr(module, "out_features")
+                if module is None or site["module"] in used:
+                    return None  # the value is no module's, or the module is shared by layers
+                if not whole and out_width(module) != site["width"]:
                     return None
+                used.add(site["module"])
                 hook = module.register_forward_hook(
                     lambda _m, args, out, change=change: change(args[0], out)
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -81,14 +82,24 @@ def shrink(name: str, **more: Any) -> Any:
 
 def shared(default: Any) -> dict[str, Any]:
     """The sizes that a config has."""
-    sizes = {k: v for k, v in SIZES.items() if getattr(default, k, None) is not None}
+    own = {*default.to_dict(), *type(default).attribute_map}
+    sizes = {
+        k: v for k, v in SIZES.items() if k in own and (known(default, k) or k == "vocab_size")
+    }
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         sizes[token] = SIZES[token]
-    if getattr(default, "num_key_value_heads", None) == getattr(default, "num_attention_heads", 0):
-        sizes.pop("num_key_value_heads", None)
-        if hasattr(default, "num_key_value_heads"):
-            sizes["num_key_value_heads"] = 4
+    heads = known(default, "num_attention_heads")
+    if "num_key_value_heads" in sizes and known(default, "num_key_value_heads") == heads:
+        sizes["num_key_value_heads"] = 4
     return sizes
+
+
+def known(config: Any, key: str) -> Any:
+    """A config's value, None where it has none for all layers."""
+    try:
+        return getattr(config, key, None)
+    except (AttributeError, ValueError):
+        return None
 
 
 def build(name: str, task: str) -> Any:
@@ -113,7 +124,8 @@ def inputs(model: Any, batch: int, length: int, seed: int = 1) -> dict[str, torc
     mask = torch.ones_like(ids)
     mask[1:, -2:] = 0
     result = {"input_ids": ids.masked_fill(mask == 0, config.pad_token_id or 0)}
-    result["attention_mask"] = mask
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        result["attention_mask"] = mask
     if model.config.is_encoder_decoder:
         shape = (batch, length - 2)
         result["decoder_input_ids"] = torch.randint(

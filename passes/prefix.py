@@ -13,6 +13,7 @@ from peftc.capture.program import Program
 from peftc.dataflow.site import Attention, Position
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
 from peftc.passes.values import refresh
+from peftc.passes.written_attention import attend_beside
 from peftc.pieces.prefix import Prefix, Reparameterization
 
 aten = torch.ops.aten
@@ -51,21 +52,36 @@ class InsertPrefix(Pass):
             add_module(program, target, piece)
             k, v = current(attention.k), current(attention.v)
             given = tuple(parts[2 * n : 2 * n + 2])
-            with program.graph.inserting_before(attention.node):
+            first = attention.node if attention.scores is None else attention.scores
+            with program.graph.inserting_before(first):
                 pair = call_module(program, target, (k, v, *given), path)
-                k_new = call(program, operator.getitem, (pair, 0), path)
-                v_new = call(program, operator.getitem, (pair, 1), path)
-                mask = self.longer_mask(program, attention, masks)
-            args = list(attention.node.args) + [None] * (4 - len(attention.node.args))
-            args[1:4] = [k_new, v_new, mask]
-            if len(args) > 5:
-                args[5] = False  # is_causal: the mask says it now
-            kwargs = dict(attention.node.kwargs)
-            kwargs.pop("attn_mask", None)
-            kwargs.pop("is_causal", None)
-            attention.node.args, attention.node.kwargs = tuple(args), kwargs
-            attention.node.meta["stale"] = True
+                parts_of = [call(program, operator.getitem, (pair, j), path) for j in (0, 1)]
+            if attention.scores is None:
+                self.join(program, attention, *parts_of, masks)
+            else:
+                attend_beside(program, attention, *parts_of)
         refresh(program)
+
+    def join(
+        self,
+        program: Program,
+        attention: Attention,
+        k: fx.Node,
+        v: fx.Node,
+        masks: dict[fx.Node, fx.Node],
+    ) -> None:
+        """Let the kernel read the longer keys and values, and a longer mask."""
+        with program.graph.inserting_before(attention.node):
+            mask = self.longer_mask(program, attention, masks)
+        args = list(attention.node.args) + [None] * (4 - len(attention.node.args))
+        args[1:4] = [k, v, mask]
+        if len(args) > 5:
+            args[5] = False  # is_causal: the mask says it now
+        kwargs = dict(attention.node.kwargs)
+        kwargs.pop("attn_mask", None)
+        kwargs.pop("is_causal", None)
+        attention.node.args, attention.node.kwargs = tuple(args), kwargs
+        attention.node.meta["stale"] = True
 
     def shared_parts(self, program: Program) -> list[fx.Node]:
         """The keys and values that one MLP makes for all sites: a node each, in turn."""

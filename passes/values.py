@@ -6,17 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import decomposition_table
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from peftc.capture.program import Program, attribute
-
-# Operations whose own kernel would fix free sizes to those of the example.
-SHAPE_RULES: dict[Any, Any] = {
-    op: decomposition_table[op] for op in (torch.ops.aten.constant_pad_nd.default,)
-}
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
@@ -29,7 +24,8 @@ def set_value(program: Program, node: fx.Node) -> None:
     """Set `node.meta["val"]` from its inputs' values."""
     mode = fake_mode(program)
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with mode, torch.no_grad():
+    # Without the Python dispatcher some kernels would fix free sizes to those of the example.
+    with mode, enable_python_dispatcher(), torch.no_grad():
         if node.op == "get_attr":
             value = fake(mode, attribute(program, str(node.target)))
         elif node.op == "call_module":
@@ -40,7 +36,7 @@ def set_value(program: Program, node: fx.Node) -> None:
                 functional_call(module, state, args, kwargs) if state else module(*args, **kwargs)
             )
         else:
-            value = SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
     node.meta["val"] = value
 
 

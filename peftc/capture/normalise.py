@@ -71,10 +71,32 @@ def lift(
             name, k = f"{path}_{k}", k + 1
         targets[name] = nn.Dropout(float(p))  # type: ignore[arg-type]
         return copied(graph.call_module(name, (values[x],)), node)  # type: ignore[index]
+    if node.target is torch.ops.aten.copy.default:
+        return copied_values(node, graph, values)
     new = copied(graph.node_copy(node, values.__getitem__), node)
     if new.target in VIEWS:
         new.target = torch.ops.aten.reshape.default
     return new
+
+
+def copied_values(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    """copy(%into, %source)  ->  %source in the shape and dtype of %into.
+
+    What functionalisation makes of writing into an empty tensor; it has no derivative.
+    """
+    into, source = node.args[:2]
+    have, want = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    value = values[source]  # type: ignore[index]
+    if have.dtype != want.dtype:
+        value = graph.call_function(
+            torch.ops.aten._to_copy.default, (value,), {"dtype": want.dtype}
+        )
+        value = copied(value, node)
+        value.meta["val"] = have.to(want.dtype)
+    if tuple(map(str, have.shape)) != tuple(map(str, want.shape)):
+        args = (value, values[into])  # type: ignore[index]
+        value = copied(graph.call_function(torch.ops.aten.expand_as.default, args), node)
+    return value
 
 
 def copied(new: fx.Node, old: fx.Node) -> fx.Node:

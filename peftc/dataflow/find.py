@@ -276,11 +276,15 @@ class Finder:
     ) -> Site:  # fmt: skip
         """The value with which a block joins the residual stream."""
         term = block.term
+        # The projection's module, where nothing but casts and dropouts stands behind it.
+        made_by = outputs[-1] if outputs else None
+        direct = made_by is not None and self.facts.strip(term) in (made_by.h, made_by.node)
+        module = self.path(made_by.node) if direct and made_by else self.path(term)
         return Site(
             role,
             layer,
             stack,
-            self.path(outputs[-1].node) if outputs else self.path(term),
+            module,
             term,
             feature_width(term) or 0,
             x,

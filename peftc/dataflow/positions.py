@@ -27,6 +27,11 @@ ANGLE_STEPS = frozenset(
         "einsum",
         "div",
         "slice",
+        "repeat_interleave",
+        "repeat",
+        "stack",
+        "outer",
+        "alias",
     ]
 )
 
@@ -35,17 +40,29 @@ def positions(facts: Facts, stack_of, streams: dict[str, fx.Node]) -> list[Posit
     """Every edge through which positions enter, of each stack."""
     found = []
     for node in facts.nodes:
-        if facts.op[node] == "embedding":
-            index = node.args[1]
-            if counted(facts, index) and any(
-                facts.is_ancestor(node, first) for first in streams.values()
-            ):
+        if (index := looked_up(facts, node)) is not None:
+            on_stream = any(facts.is_ancestor(node, first) for first in streams.values())
+            if on_stream and counted(facts, index):
                 rows = node.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
-                found.append(Position(index, node, stack_of(node), rows))  # type: ignore[arg-type]
+                found.append(Position(index, node, stack_of(node), rows))
         elif facts.op[node] in ("cos", "sin"):
             found += [Position(p, r, stack_of(node), None) for p, r in angle_sources(facts, node)]
     unique = {(p.positions, p.reader): p for p in found}
     return list(unique.values())
+
+
+def looked_up(facts: Facts, node: fx.Node) -> fx.Node | None:
+    """The integer tensor with which rows of a table are taken, by embedding or by indexing."""
+    index = None
+    if facts.op[node] == "embedding":
+        index = node.args[1]
+    elif facts.op[node] in ("index", "index_select"):
+        table, index = node.args[0], node.args[-1]
+        if isinstance(index, list | tuple) and len(index) == 1:
+            index = index[0]
+        if not isinstance(table, fx.Node) or facts.active(table):
+            return None
+    return index if isinstance(index, fx.Node) and is_integer(index) else None
 
 
 def counted(facts: Facts, index: object) -> bool:

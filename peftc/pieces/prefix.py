@@ -16,8 +16,9 @@ class Prefix(Piece):
 
     k: (batch, heads, length, head_dim), P_k: (kv_heads, tokens, head_dim), and so for v with
     value_dim. Each key/value head is repeated heads / kv_heads times in a row, as grouped-query
-    attention repeats its own. Without keys and values of its own (`own` false) the piece takes
-    them as further inputs, from a `Reparameterization`.
+    attention repeats its own. A piece that does not join gives [P_k] and [P_v] alone. Without
+    keys and values of its own (`own` false) it takes them as further inputs, from a
+    `Reparameterization`.
     P ~ N(0, 0.02^2) at the start, or zeros: no prefix is the identity, since its keys take part
     in the softmax. Source: Li and Liang 2021, "Prefix-Tuning"; Liu et al. 2022, "P-Tuning v2".
     """
@@ -33,11 +34,13 @@ class Prefix(Piece):
         value_dim: int,
         *,
         own: bool = True,
+        joins: bool = True,
         init: str = "normal",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.repeats = heads // kv_heads
+        self.joins = joins
         self.shapes = ((kv_heads, tokens, head_dim), (kv_heads, tokens, value_dim))
         self.dropout = nn.Dropout(dropout) if dropout else None
         if own:
@@ -61,7 +64,8 @@ class Prefix(Piece):
         if self.repeats > 1:
             prefix = prefix.repeat_interleave(self.repeats, 0)
         prefix = prefix.unsqueeze(0).expand(x.shape[0], -1, -1, -1)
-        return torch.cat([prefix.to(x.dtype), x], 2)
+        prefix = prefix.to(x.dtype)
+        return torch.cat([prefix, x], 2) if self.joins else prefix
 
 
 class Reparameterization(nn.Module):
@@ -106,6 +110,7 @@ def prefix_at(options: Any, attention: Any) -> Prefix:
         attention.head_dim,
         attention.value_dim,
         own=options.reparam is None,
+        joins=attention.scores is None,
         init=options.init,
         dropout=options.dropout,
     )

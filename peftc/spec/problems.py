@@ -30,8 +30,11 @@ def diagnostics(
 ) -> list[Diagnostic]:
     """One diagnostic for each mistake of a validated part, in the order of the file."""
     found: list[Diagnostic] = []
-    for one in failure.errors():
-        if one["type"] == "literal_error" and isinstance(one["input"], dict):
+    errors = failure.errors()
+    for one in errors:
+        around = one["loc"][:-1]
+        inside = any(e is not one and e["loc"][: len(around)] == around for e in errors)
+        if one["type"] == "literal_error" and isinstance(one["input"], dict) and around and inside:
             continue  # the other branch of a union says what is wrong inside
         where = in_file(prefix, one["loc"], source)
         found.append(diagnostic(one, where, source, keys_at(model, one["loc"][:-1])))

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
+from peftc.capture import capture
 
 TOKENS = 5
 PREFIX = {
@@ -31,10 +32,17 @@ def keys_and_values(graph, batch):
     ]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_prefix_equals_the_model_s_own_cache(kind):
-    model = zoo.model(kind, "causal-lm")
-    graph = peftc.apply(PREFIX, zoo.captured(kind, "causal-lm"))
+def test_a_prefix_equals_the_model_s_own_cache(kind, attention):
+    """With "eager" the attention is a softmax written out, and stays one."""
+    if attention == "sdpa":
+        model, program = zoo.model(kind, "causal-lm"), zoo.captured(kind, "causal-lm")
+    else:
+        model = zoo.build(kind, "causal-lm")
+        model.set_attn_implementation(attention)
+        program = capture(model)
+    graph = peftc.apply(PREFIX, program)
     reference.randomise(graph)
     for batch, length in SHAPES:
         inputs = zoo.inputs(model, batch, length)
@@ -137,3 +145,14 @@ def test_a_mask_that_layers_share_is_padded_once():
     graph = peftc.apply(PREFIX, zoo.captured("bert", "base"))
     pads = [n for n in graph.graph.nodes if n.target is torch.ops.aten.constant_pad_nd.default]
     assert len(pads) == 1
+
+
+def test_an_attention_that_a_prefix_cannot_enter_is_refused():
+    """BLOOM flattens heads into the batch before its scores."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    from peftc.diagnostics import PeftcError
+
+    config = BloomConfig(vocab_size=50, hidden_size=24, n_layer=2, n_head=4)
+    with pytest.raises(PeftcError, match=r"error\[E110\]: a prefix cannot be put into"):
+        peftc.apply(PREFIX, BloomForCausalLM(config).eval())
