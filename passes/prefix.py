@@ -55,11 +55,12 @@ class InsertPrefix(Pass):
             first = attention.node if attention.scores is None else attention.scores
             with program.graph.inserting_before(first):
                 pair = call_module(program, target, (k, v, *given), path)
-                parts_of = [call(program, operator.getitem, (pair, j), path) for j in (0, 1)]
+                k_new = call(program, operator.getitem, (pair, 0), path)
+                v_new = call(program, operator.getitem, (pair, 1), path)
             if attention.scores is None:
-                self.join(program, attention, *parts_of, masks)
+                self.join(program, attention, k_new, v_new, masks)
             else:
-                attend_beside(program, attention, *parts_of)
+                attend_beside(program, attention, k_new, v_new)
         refresh(program)
 
     def join(

@@ -41,9 +41,11 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
         attention.node, attention.scores, attention.output, attention.module,
     )  # fmt: skip
     given = softmax.args[0]
-    plain = all(n.meta["val"].dim() == 4 for n in (attention.q, softmax, output, scores))
-    if not plain or not isinstance(given, fx.Node) or scores is None or output is None:
-        raise unsupported(attention, "it does not keep (batch, heads, length, keys)")
+    shape = "it does not keep (batch, heads, length, keys)"
+    if not isinstance(given, fx.Node) or scores is None or output is None:
+        raise unsupported(attention, shape)
+    if any(n.meta["val"].dim() != 4 for n in (attention.q, softmax, output, scores)):
+        raise unsupported(attention, shape)
     tokens = key.meta["val"].shape[2]
     with program.graph.inserting_before(softmax):
         turned = call(program, aten.transpose.int, (key, 2, 3), path)
