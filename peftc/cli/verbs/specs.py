@@ -78,17 +78,25 @@ def show(
     expanded: Annotated[
         bool, typer.Option("--expanded", help="Every value resolved, every default written out.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Print a spec as it is written, or expanded."""
     from peftc.spec import load_spec
     from peftc.spec.load import find
 
     path = find(name, Path.cwd())
+    if json:
+        emit({"name": name, "spec": load_spec(name).to_dict()})
+        return
     sys.stdout.write(load_spec(name).to_yaml() if expanded else path.read_text(encoding="utf-8"))
 
 
 @app.command("cp")
-def cp(name: Name, file: Annotated[Path, typer.Argument(help="Where to copy it to.")]) -> None:
+def cp(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="Where to copy it to.")],
+    json: Json = False,
+) -> None:
     """Copy a spec, to change it."""
     from peftc.spec.load import find
 
@@ -99,13 +107,20 @@ def cp(name: Name, file: Annotated[Path, typer.Argument(help="Where to copy it t
         file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as cause:
         raise error("E503", f"cannot write {file}: {cause.strerror or cause}") from cause
-    say(f"wrote {file}.  Next:  peftc check {file}")
+    if json:
+        emit({"ok": True, "out": str(file)})
+    else:
+        say(f"wrote {file}.  Next:  peftc check {file}")
 
 
 @app.command("diff")
-def diff(a: Name, b: Name) -> None:
+def diff(a: Name, b: Name, json: Json = False) -> None:
     """Compare two specs, both expanded."""
     from peftc.spec import load_spec
 
     texts = [load_spec(n).to_yaml().splitlines(keepends=True) for n in (a, b)]
-    sys.stdout.writelines(difflib.unified_diff(*texts, fromfile=a, tofile=b))
+    lines = list(difflib.unified_diff(*texts, fromfile=a, tofile=b))
+    if json:
+        emit({"same": not lines, "difference": [line.rstrip("\n") for line in lines]})
+    else:
+        sys.stdout.writelines(lines)
