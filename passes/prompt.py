@@ -49,7 +49,7 @@ class InsertPrompt(Pass):
 
     def run(self, program: Program) -> None:
         """Lengthen the inputs, overwrite the dummy rows, and cut the stream or the outputs."""
-        end = self.sites.ends.get(self.embedding.site.stack)
+        end = with_length(self.sites.ends.get(self.embedding.site.stack))
         longer = self.lengthen(program)
         h = self.embedding.site.h
         add_module(program, self.target, self.piece)
@@ -169,6 +169,14 @@ class InsertPrompt(Pass):
                 if size == name and str(node.meta["val"].shape[axis]) == longer:
                     returned[k] = self.without_prompt(program, node, axis)
         output.args = (tuple(returned),)
+
+
+def with_length(end: fx.Node | None) -> fx.Node | None:
+    """The stream's end as (batch, length, width), behind the views of blocks that flatten rows."""
+    while end is not None and end.meta["val"].dim() != 3:
+        readers = list(end.users)
+        end = readers[0] if len(readers) == 1 else None
+    return end
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:

@@ -96,6 +96,7 @@ class Projection:
     transposed: bool
     width: int
     in_width: int
+    routed: bool = False  # the weight is an expert's, chosen for each token by a router
 
 
 class Facts:
@@ -177,7 +178,12 @@ class Facts:
     def weight_of(self, node: Any) -> str | None:
         """The state_dict name of the floating parameter that `node` is a form of, or None."""
         for _ in range(12):
-            if not isinstance(node, fx.Node) or self.active(node):
+            if not isinstance(node, fx.Node):
+                return None
+            if self.op[node] in ("index", "index_select"):
+                node = node.args[0]  # experts: the router's choice says which rows, not what
+                continue
+            if self.active(node) and not self.routed(node):
                 return None
             if node.op == "get_attr":
                 value = attribute(self.program, str(node.target))
@@ -186,6 +192,19 @@ class Facts:
                 return None
             node = node.args[0]
         return None
+
+    def routed(self, node: Any) -> bool:
+        """Whether a value is a weight whose rows a router has chosen, in another layout."""
+        while (
+            isinstance(node, fx.Node)
+            and self.op[node] in WEIGHT_STEPS
+            and node.args
+            and isinstance(node.args[0], fx.Node)
+        ):
+            if self.op[node] in ("index", "index_select"):
+                return not self.active(node.args[0]) and self.active(node)
+            node = node.args[0]
+        return False
 
     def _projection(self, node: fx.Node) -> Projection | None:
         """The projection that `node` computes, or None."""
@@ -198,6 +217,8 @@ class Facts:
         elif op == "addmm":
             bias, x, w, transposed = args[0], args[1], args[2], True
         elif op in ("mm", "matmul", "bmm"):
+            if op == "bmm" and self.weight_of(args[0]) is not None:
+                return self._column_product(node)
             x, w, transposed = args[0], args[1], True
         elif op in ("conv1d", "convolution") and self._pointwise(node):
             x, w, transposed = args[0], args[1], False
@@ -218,8 +239,31 @@ class Facts:
         if not isinstance(width, int) or not isinstance(in_width, int):
             return None
         return Projection(
-            node, h, x, reader, name, self.weight_of(bias), transposed, width, in_width
+            node,
+            h,
+            x,
+            reader,
+            name,
+            self.weight_of(bias),
+            transposed,
+            width,
+            in_width,
+            routed=self.routed(w),
         )
+
+    def _column_product(self, node: fx.Node) -> Projection | None:
+        """bmm(W, x[..., None])[..., 0]: a linear of one token with the weight of its expert."""
+        weight, column = node.args[:2]
+        readers = list(node.users)
+        if self.op[column] != "unsqueeze" or len(readers) != 1:  # type: ignore[index]
+            return None
+        if self.op[readers[0]] != "squeeze":
+            return None
+        x, h = column.args[0], readers[0]  # type: ignore[union-attr]
+        name, width, in_width = self.weight_of(weight), feature_width(h), feature_width(x)  # type: ignore[arg-type]
+        if name is None or width is None or in_width is None:
+            return None
+        return Projection(node, h, x, column, name, None, False, width, in_width, routed=True)  # type: ignore[arg-type]
 
     def _pointwise(self, node: fx.Node) -> bool:
         """Whether a convolution is a linear over channels: kernels of one element, no groups."""

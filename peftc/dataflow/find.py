@@ -127,7 +127,10 @@ class Finder:
         claimed: set[fx.Node] = set()
         found = []
         for residual in self.residuals:
-            for term in residual.terms:
+            terms = residual.terms
+            if not any(self.holds_core(residual, t) for t in terms):
+                terms = (residual.branch,)  # experts and shared experts are one feed-forward
+            for term in terms:
                 region = self.facts.between(residual.skip, term)
                 inside = [
                     c
@@ -137,6 +140,11 @@ class Finder:
                 claimed.update(c.out for c in inside)
                 found.append(Block(residual, term, region, inside[-1] if inside else None))
         return found
+
+    def holds_core(self, residual: Residual, term: fx.Node) -> bool:
+        """Whether a branch holds an attention core."""
+        region = self.facts.between(residual.skip, term)
+        return any(region >> self.facts.index[c.out] & 1 for c in self.cores)
 
     def is_cross(self, block: Block) -> bool:
         """Whether keys come from another stream than the block's own."""
@@ -218,6 +226,10 @@ class Finder:
             path |= facts.between(up.h, down.x) | 1 << facts.index[down.x]
         if not any(facts.op[n] in NONLINEAR for n in facts.of(path)):
             return []
+        x = self.sublayer_input(block, ups[0])
+        if any(p.routed for p in (*ups, *downs)):
+            # What experts make belongs to single tokens: the block as a whole is one site.
+            return [self.branch("ffn.out", layer, stack, block, [], x)]
         found = []
         for up in ups:
             gated = len(ups) > 1 and self.through_activation(up, down)
@@ -230,8 +242,18 @@ class Finder:
             )
         )  # fmt: skip
         found.append(self.projected("ffn.down", layer, stack, down, down.h))
-        found.append(self.branch("ffn.out", layer, stack, block, [down], ups[0].x))
+        found.append(self.branch("ffn.out", layer, stack, block, [down], x))
         return found
+
+    def sublayer_input(self, block: Block, first: Projection) -> fx.Node:
+        """What a block reads, in the stream's own shape: before experts flatten and repeat it."""
+        shape = block.term.meta["val"].dim()
+        inside = self.facts.ancestors[first.x] & self.facts.descendants[block.residual.skip]
+        for node in reversed(self.facts.of(inside)):
+            value = node.meta["val"]
+            if feature_width(node) == feature_width(block.term) and value.dim() == shape:
+                return node
+        return block.residual.stream
 
     def through_activation(self, up: Projection, down: Projection) -> bool:
         """Whether what `up` makes goes through a nonlinearity before the product with the rest."""

@@ -16,6 +16,7 @@ class Residual:
     add: fx.Node
     skip: fx.Node
     stream: fx.Node
+    branch: fx.Node
     terms: tuple[fx.Node, ...]
 
     def readers(self, term: fx.Node, facts: Facts) -> tuple[fx.Node, ...]:
@@ -45,7 +46,8 @@ def residuals(facts: Facts) -> list[Residual]:
         if pair is not None:
             skip, stream, branch = pair
             skips[node] = skip
-            found.append(Residual(node, skip, stream, tuple(terms(facts, branch, skip, skips))))
+            summands = tuple(terms(facts, branch, skip, skips))
+            found.append(Residual(node, skip, stream, branch, summands))
     return found
 
 
