@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+# A cached token has a bias by its distance or its value there; a prefix has none.
+DISTANCE_BIASED = ("bloom", "mpt", "doge")
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Where hooks can stand.
+
+    All by the name of a site: `downs` is the module that reads a feed-forward's activation, `ends`
+    the module whose output is the site's value but for a scale, `rows` the features of a fused
+    linear that belong to the site.
+    """
+
+    downs: dict[str, str]
+    ends: dict[str, tuple[str, float]]
+    rows: dict[str, tuple[int, ...]]
 
 
 def outputs(
-    method: str, model: Any, graph: Any, given: dict[str, Tensor], downs: dict[Any, str]
+    method: str, model: Any, graph: Any, given: dict[str, Tensor], modules: Modules
 ) -> Tensor | None:
-    """The expected logits, or None where the model offers no independent way.
-
-    `downs` names the module of the feed-forward's last linear by (stack, layer).
-    """
+    """The expected logits, or None where the model offers no independent way."""
     if method == "prompt":
         return prompted(model, graph, given)
     if method == "prefix":
         return prefixed(model, graph, given)
-    return hooked(model, graph, given, downs)
+    return hooked(model, graph, given, modules)
 
 
 def logits(output: Any) -> Tensor:
@@ -38,9 +55,18 @@ def sites(graph: Any) -> list[tuple[dict[str, Any], Any]]:
     ]
 
 
-def hooked(
-    model: Any, graph: Any, given: dict[str, Tensor], downs: dict[Any, str]
-) -> Tensor | None:
+def randomised(spec: dict[str, Any], program: Any) -> Any:
+    """The graph of a spec with random pieces, none of them zero."""
+    import peftc
+
+    graph = peftc.apply(spec, program)
+    generator = torch.Generator().manual_seed(3)
+    for _, p in graph.peft_parameters():
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return graph
+
+
+def hooked(model: Any, graph: Any, given: dict[str, Tensor], hints: Modules) -> Tensor | None:
     """Forward hooks on the modules that the plan names; None where a site is no whole module."""
     modules = dict(model.named_modules())
     handles, used = [], set()
@@ -48,7 +74,7 @@ def hooked(
         for site, piece in sites(graph):
             change = change_of(piece)
             if site["role"] == "ffn.act":
-                module = modules.get(downs.get((site["stack"], site["layer"]), ""))
+                module = modules.get(hints.downs.get(site["name"], ""))
                 if module is None:
                     return None
                 hook = module.register_forward_pre_hook(
@@ -56,20 +82,53 @@ def hooked(
                 )
             else:
                 module = modules.get(site["module"])
-                whole = site["role"].endswith(".out") and not hasattr(module, "out_features")
-                if module is None or site["module"] in used:
+                rows = hints.rows.get(site["name"])
+                if rows is not None and module is not None:
+                    change = on_rows(change, rows)
+                    handles.append(module.register_forward_hook(hook_with(change)))
+                    continue
+                name, scale = hints.ends.get(site["name"], ("", 1.0))
+                module = modules.get(name)
+                if module is None or name in used:
                     return None  # the value is no module's, or the module is shared by layers
-                if not whole and out_width(module) != site["width"]:
+                if not site["role"].endswith(".out") and out_width(module) != site["width"]:
                     return None
-                used.add(site["module"])
-                hook = module.register_forward_hook(
-                    lambda _m, args, out, change=change: change(args[0], out)
-                )
+                used.add(name)
+                hook = module.register_forward_hook(hook_with(scaled(change, scale)))
             handles.append(hook)
         return logits(model(**given, use_cache=False))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def on_rows(change: Callable[[Tensor, Tensor], Tensor], rows: tuple[int, ...]) -> Any:
+    """The change of some features of a fused linear's value."""
+
+    def changed(x: Tensor, h: Tensor) -> Tensor:
+        h = h.clone()
+        h[..., list(rows)] = change(x, h[..., list(rows)])
+        return h
+
+    return changed
+
+
+def scaled(change: Callable[[Tensor, Tensor], Tensor], scale: float) -> Any:
+    """The change of a value that is `scale` times what a module returns."""
+    return change if scale == 1 else lambda x, out: change(x, scale * out) / scale
+
+
+def hook_with(change: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """A forward hook that changes what a module returns."""
+    return lambda _module, args, out: first(out, change, args)
+
+
+def first(out: Any, change: Callable[[Tensor, Tensor], Tensor], args: Any) -> Any:
+    """The changed output of a module, or the changed first of several."""
+    x = args[0] if args else None
+    if isinstance(out, tuple):
+        return (change(x, out[0]), *out[1:])
+    return change(x, out)
 
 
 def out_width(module: Any) -> int | None:
@@ -92,24 +151,45 @@ def change_of(piece: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def prompted(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
-    """`inputs_embeds` with the prompt in front, its rows cut from the output."""
+    """`inputs_embeds` with the prompt in front, its rows cut from the output.
+
+    Where the model treats embeddings that it is given in another way than its own, a hook on the
+    embedding module writes the prompt over dummy ids instead.
+    """
     [(_, piece)] = sites(graph)
     rows = piece.embedding.detach()
     tokens, batch = rows.shape[0], given["input_ids"].shape[0]
-    embedded = model.get_input_embeddings()(given["input_ids"])
     ones = torch.ones(batch, tokens, dtype=torch.long)
-    changed = {
-        "inputs_embeds": torch.cat([rows[None].expand(batch, -1, -1), embedded], 1),
-        "attention_mask": torch.cat([ones, given["attention_mask"]], 1),
-    }
-    if "decoder_input_ids" in given:
-        return logits(
-            model(**changed, decoder_input_ids=given["decoder_input_ids"], use_cache=False)
-        )
+    mask = torch.cat([ones, given["attention_mask"]], 1)
+    others = {n: v for n, v in given.items() if n not in ("input_ids", "attention_mask")}
+    cut = 0 if "decoder_input_ids" in given else tokens
+    table = model.get_input_embeddings()
+    embedded = table(given["input_ids"])
     try:
-        return logits(model(**changed, use_cache=False))[:, tokens:]
+        plain = {**others, "attention_mask": given["attention_mask"], "use_cache": False}
+        same = torch.allclose(
+            logits(model(inputs_embeds=embedded, **plain)),
+            logits(model(input_ids=given["input_ids"], **plain)),
+        )
     except (TypeError, ValueError):
-        return None
+        same = False
+    if same:
+        longer = torch.cat([rows[None].expand(batch, -1, -1), embedded], 1)
+        return logits(model(inputs_embeds=longer, attention_mask=mask, **others, use_cache=False))[
+            :, cut:
+        ]
+
+    def write(_module: Any, args: Any, out: Tensor) -> Tensor:
+        if args[0].shape != (batch, tokens + given["input_ids"].shape[1]):
+            return out
+        return torch.cat([rows[None].expand(batch, -1, -1), out[:, tokens:]], 1)
+
+    ids = torch.cat([ones * 5, given["input_ids"]], 1)
+    handle = table.register_forward_hook(write)
+    try:
+        return logits(model(input_ids=ids, attention_mask=mask, **others, use_cache=False))[:, cut:]
+    finally:
+        handle.remove()
 
 
 def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
@@ -118,6 +198,8 @@ def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
 
     if (
         "decoder_input_ids" in given
+        or model.config.model_type in DISTANCE_BIASED
+        or windowed(model.config.get_text_config(), given["input_ids"].shape[1])
         or not getattr(model, "_supports_default_dynamic_cache", lambda: True)()
     ):
         return None
@@ -137,3 +219,78 @@ def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
     plain = logits(model(**given, use_cache=False))
     # A model that ignores the cache it is given is no reference.
     return None if torch.allclose(found, plain) else found
+
+
+def windowed(config: Any, length: int) -> bool:
+    """Whether some layer sees fewer tokens than there are: a cached prefix would leave its view."""
+    sizes = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+    return any(isinstance(n, int) and n < length + 8 for n in sizes)
+
+
+class AttentionHook:
+    """A function in transformers' own attention registry: counts calls and joins prefixes.
+
+    `prefixes` holds a (key, value) of (kv_heads, tokens, dim) for each call, or None.
+    """
+
+    NAME = "peftc_reference"
+
+    def __init__(self, implementation: str, prefixes: Sequence[Any] = ()) -> None:
+        self.implementation = implementation
+        self.prefixes = list(prefixes)
+        self.shapes: list[tuple[int, int, int, int]] = []  # heads, key/value heads, widths
+
+    def __call__(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **options: Any):
+        """Transformers' attention function with the prefix of this call."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        given = self.prefixes[len(self.shapes)] if self.prefixes else None
+        self.shapes.append((q.shape[1], k.shape[1], k.shape[-1], v.shape[-1]))
+        if given is not None:
+            if mask is None and getattr(module, "is_causal", False):
+                mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril()
+            key, value = (t[None].expand(q.shape[0], -1, -1, -1) for t in given)
+            k, v = torch.cat([key, k], 2), torch.cat([value, v], 2)
+            if mask is not None:
+                keep = True if mask.dtype == torch.bool else 0.0
+                mask = functional.pad(mask, (key.shape[2], 0), value=keep)
+            if options.get("position_bias") is not None:
+                options["position_bias"] = functional.pad(
+                    options["position_bias"], (key.shape[2], 0)
+                )
+        if self.implementation == "eager":
+            home = sys.modules[type(module).__module__]
+            return home.eager_attention_forward(module, q, k, v, mask, **options)
+        forward = ALL_ATTENTION_FUNCTIONS[self.implementation]
+        return forward(module, q, k, v, mask, **options)
+
+    def run(self, model: Any, given: dict[str, Tensor]) -> Tensor:
+        """The model's logits with this function as its attention."""
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        ALL_ATTENTION_FUNCTIONS.register(self.NAME, self)
+        masks = ALL_MASK_ATTENTION_FUNCTIONS
+        masks.register(self.NAME, masks[self.implementation])
+        before = model.config._attn_implementation
+        try:
+            model.set_attn_implementation(self.NAME)
+            return logits(model(**given, use_cache=False))
+        finally:
+            model.set_attn_implementation(before)
+
+
+def attention_calls(model: Any, given: dict[str, Tensor]) -> list[tuple[int, int, int, int]]:
+    """The sizes of every attention the model calls, in order; empty where it calls none."""
+    hook = AttentionHook(model.config._attn_implementation)
+    hook.run(model, given)
+    return hook.shapes
+
+
+def prefixed_by_hook(
+    model: Any, graph: Any, roles: Sequence[str], given: dict[str, Tensor]
+) -> Tensor:
+    """The prefix joined inside the model's own attention calls, positions kept."""
+    own = iter((p.key.detach(), p.value.detach()) for _, p in sites(graph))
+    prefixes = [next(own) if role == "attn.kv" else None for role in roles]
+    return AttentionHook(model.config._attn_implementation, prefixes).run(model, given)

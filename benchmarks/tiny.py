@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    PretrainedConfig,
 )
 from transformers.models.auto import modeling_auto as auto
 
@@ -58,6 +60,82 @@ SIZES: dict[str, Any] = {
     "decoder_start_token_id": 1,
 }
 
+BERT = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+PER_LAYER: dict[str, Any] = {"per_layer_config": {}, "num_hidden_layers": 2}
+# What names alone do not tell: types whose sizes depend on one another, or have no default.
+MORE: dict[str, dict[str, Any]] = {
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
+    "deepseek_v2": {"head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note_text": PER_LAYER,
+    "encoder-decoder": {
+        "decoder": {
+            **{k: v for k, v in SIZES.items() if k in BERT},
+            "model_type": "bert",
+            "is_decoder": True,
+            "add_cross_attention": True,
+        }
+    },
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "intermediate_size": [56, 56],
+        "activation_sparsity_pattern": [0.9, 0.0],
+        "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 199,
+        "laurel_rank": 6,
+    },
+    "gemma4_text": {
+        **PER_LAYER,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 199,
+    },
+    "gemma4_unified_text": {
+        **PER_LAYER,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 199,
+    },
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "luke": {"entity_vocab_size": 50},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "perceiver": {"d_latents": 32, "num_latents": 9, "num_self_attends_per_block": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32},
+    "neomme": {"head_dim": 16},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 100,
+        "hc_lowrank": 8,
+        "ple_embed_dim": 32,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [12, 20], "axial_pos_shape": [10, 16]},
+    "roc_bert": {"pronunciation_vocab_size": 60, "shape_vocab_size": 70},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
 
 def types() -> list[tuple[str, str]]:
     """Every (type, task), the first task that a type has, in alphabetical order."""
@@ -68,16 +146,29 @@ def types() -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
-def shrink(name: str, **more: Any) -> Any:
-    """The default config of a type with small sizes, those that it has."""
-    config_class = CONFIG_MAPPING[name]
+def shrink(name: str) -> Any:
+    """The default config of a type with small sizes, those that it has, inside its parts too."""
+    return small(CONFIG_MAPPING[name])
+
+
+def small(config_class: Any) -> Any:
+    """A small config of a class: what the class refuses to be given is left as it is."""
     default = config_class()
-    if hasattr(default, "text_config") and default.text_config is not default:
-        text = type(default.text_config)
-        return config_class(
-            text_config={**shared(default.text_config), "model_type": text.model_type}
-        )
-    return config_class(**{**shared(default), **more})
+    given = shared(default)
+    for part in config_class.sub_configs:
+        value = getattr(default, part, None)
+        if isinstance(value, PretrainedConfig) and value is not default:
+            given[part] = small(type(value)).to_dict()
+    given.update(MORE.get(config_class.model_type, {}))
+    while True:
+        try:
+            return config_class(**given)
+        except Exception as cause:
+            text = str(cause).replace("layers_block_type", "layer_types")
+            refused = [k for k in given if f"`{k}`" in text or f"'{k}'" in text]
+            if not refused:
+                raise
+            given.pop(refused[0])
 
 
 def shared(default: Any) -> dict[str, Any]:
@@ -91,21 +182,30 @@ def shared(default: Any) -> dict[str, Any]:
     heads = known(default, "num_attention_heads")
     if "num_key_value_heads" in sizes and known(default, "num_key_value_heads") == heads:
         sizes["num_key_value_heads"] = 4
+    kinds = list(dict.fromkeys(known(default, "layer_types") or ()))
+    if kinds:  # one layer of each kind, and at least two
+        sizes["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
+        sizes["num_hidden_layers"] = len(sizes["layer_types"])
     return sizes
 
 
 def known(config: Any, key: str) -> Any:
-    """A config's value, None where it has none for all layers."""
+    """A config's value; where layers differ, what it says for all."""
     try:
         return getattr(config, key, None)
-    except (AttributeError, ValueError):
-        return None
+    except Exception:
+        return config.to_dict().get(key)
 
 
 def build(name: str, task: str) -> Any:
-    """The tiny model, weights large enough that every path matters."""
+    """The tiny model, weights large enough that every path matters.
+
+    Experts run as batched products, as in the graph: their other forms add in another order.
+    """
     torch.manual_seed(0)
     model = FACTORIES[task][0].from_config(shrink(name)).eval()
+    with contextlib.suppress(ValueError, AttributeError):
+        model.set_experts_implementation("batched_mm")
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

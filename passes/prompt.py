@@ -76,7 +76,10 @@ class InsertPrompt(Pass):
         last = list(holders.values())[-1]
         longer: dict[fx.Node, fx.Node] = {}
         for i in signature.inputs:
-            if axis not in i.dims or len(i.dims) != 2:
+            other_stack = i.name.startswith("decoder_") != self.embedding.ids.name.startswith(
+                "decoder_"
+            )
+            if axis not in i.dims or len(i.dims) != 2 or other_stack:
                 continue
             node = holders[i.name]
             fill = self.dummy if i.name == self.embedding.ids.name else int(i.default == "ones")

@@ -11,7 +11,6 @@ from peftc.capture.program import Program
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
 from peftc.passes.base import after, call
-from peftc.passes.values import described
 
 aten = torch.ops.aten
 END = torch.iinfo(torch.int64).max
@@ -20,42 +19,55 @@ SCALING = {
     aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.tanh.default,
     aten._to_copy.default, aten.clamp.default,
 }  # fmt: skip
-# Steps that add a mask or a bias to the scores: every query sees the prefix, with no bias.
+# Steps that add a mask or a bias to the scores, put sinks behind them, or turn their layout:
+# every query sees the prefix, with no bias.
 MASKING = {
-    aten.add.Tensor, aten.sub.Tensor, aten.where.self, aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor, aten.maximum.default, aten.clone.default, aten.expand.default,
+    aten.add.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
+    aten.maximum.default, aten.max.other, aten.clone.default, aten.expand.default, aten.cat.default,
+    aten.reshape.default, aten.slice.Tensor, aten.unsqueeze.default, aten.squeeze.dim,
 }  # fmt: skip
+# What else may read the scores beside the softmax: over all keys, the prefix's among them.
+REDUCTIONS = {aten.logsumexp.default, aten.amax.default, aten.max.dim}
 
 
 def attend_beside(program: Program, attention: Attention, key: fx.Node, value: fx.Node) -> None:
-    """Give a written-out attention a prefix: key, value are (batch, heads, tokens, dim).
+    """Give a written-out attention a prefix: key, value are (1, heads, tokens, dim).
 
     %s = matmul(%q, %k); ...; %p = softmax(%m); %o = matmul(%p, %v)
       ->  %ps = scaled matmul(%q, %key^T); %p = softmax(cat([%ps, %m]))
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
+    Heads may be an axis of their own or flattened into the batch, (batch * heads, length, keys).
+
     Raises:
-        PeftcError: E110 where heads are flattened into the batch, or a step is unknown.
+        PeftcError: E110 where the attention has another layout, or a step is unknown.
     """
     softmax, scores, output, path = (
         attention.node, attention.scores, attention.output, attention.module,
     )  # fmt: skip
     given = softmax.args[0]
-    shape = "it does not keep (batch, heads, length, keys)"
     if not isinstance(given, fx.Node) or scores is None or output is None:
-        raise unsupported(attention, shape)
-    if any(n.meta["val"].dim() != 4 for n in (attention.q, softmax, output, scores)):
-        raise unsupported(attention, shape)
+        raise unsupported(attention, "its softmax has no scores")
+    if any(n.meta["val"].dim() not in (3, 4) for n in (attention.q, softmax, output, scores)):
+        raise unsupported(attention, "it does not keep (batch, heads, length, keys)")
     tokens = key.meta["val"].shape[2]
-    with program.graph.inserting_before(softmax):
+    with after(given):
         turned = call(program, aten.transpose.int, (key, 2, 3), path)
-        beside = call(program, aten.matmul.default, (attention.q, turned), path)
-        for step in steps(scores, given, attention):
+        q = by_heads(program, attention.q, attention)
+        beside = call(program, aten.matmul.default, (q, turned), path)
+        if (alpha := scores.kwargs.get("alpha", 1)) != 1:  # of baddbmm
+            beside = call(program, aten.mul.Tensor, (beside, alpha), path)
+        line = steps(scores, given, attention)
+        for step in line:
             beside = repeated(program, step, beside, attention)
+        beside = like(program, beside, given, attention)
         joined = call(program, aten.cat.default, ([beside, given], -1), path)
     readers = list(softmax.users)
-    softmax.replace_input_with(given, joined)
-    softmax.meta["stale"] = True
+    for reader in [n for n in given.users if n is not joined]:
+        if reader not in (softmax, *line) and reader.target not in REDUCTIONS:
+            raise unsupported(attention, f"`{reader.name}` reads its scores as well")
+        reader.replace_input_with(given, joined)
+        reader.meta["stale"] = True
     with after(softmax):
         # The prefix's part first: what follows sees the probabilities it always saw.
         mine = call(program, aten.slice.Tensor, (softmax, -1, 0, tokens), path)
@@ -69,7 +81,9 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
         dtype = value.meta["val"].dtype
         if mine.meta["val"].dtype != dtype:
             mine = call(program, aten._to_copy.default, (mine,), path, dtype=dtype)
+        mine = by_heads(program, mine, attention)
         extra = call(program, aten.matmul.default, (mine, value), path)
+        extra = like(program, extra, output, attention)
     users = list(output.users)
     with after(output):
         total = call(program, aten.add.Tensor, (output, extra), path)
@@ -77,22 +91,41 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
         user.replace_input_with(output, total)
 
 
+def by_heads(program: Program, node: fx.Node, attention: Attention) -> fx.Node:
+    """(batch * heads, length, n)  ->  (batch, heads, length, n); others as they are."""
+    if node.meta["val"].dim() == 4:
+        return node
+    length = call(program, aten.sym_size.int, (node, 1), attention.module)
+    sizes = [-1, attention.heads, length, node.meta["val"].shape[-1]]
+    return call(program, aten.reshape.default, (node, sizes), attention.module)
+
+
+def like(program: Program, node: fx.Node, other: fx.Node, attention: Attention) -> fx.Node:
+    """(batch, heads, length, n)  ->  (batch * heads, length, n) where `other` has three axes."""
+    if other.meta["val"].dim() == 4:
+        return node
+    length = call(program, aten.sym_size.int, (node, 2), attention.module)
+    sizes = [-1, length, node.meta["val"].shape[-1]]
+    return call(program, aten.reshape.default, (node, sizes), attention.module)
+
+
 def steps(scores: fx.Node, given: fx.Node, attention: Attention) -> list[fx.Node]:
     """The nodes from the scores to the softmax's input, in order, those on the scores' own line."""
     line: list[fx.Node] = []
-    shape = described(scores.meta["val"])[1:]
     node = given
     while node is not scores:
         line.append(node)
-        sources = [
-            n
-            for n in node.all_input_nodes
-            if depends(n, scores) and described(n.meta["val"])[1:] == shape
-        ]
+        sources = [n for n in node.all_input_nodes if depends(n, scores) and has_keys(n)]
         if len(sources) != 1:
             raise unsupported(attention, f"`{node.name}` is not one step on its scores")
         node = sources[0]
     return line[::-1]
+
+
+def has_keys(node: fx.Node) -> bool:
+    """Whether the last axis of a tensor is longer than one."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and str(value.shape[-1]) != "1"
 
 
 def depends(node: fx.Node, source: fx.Node) -> bool:
@@ -112,16 +145,35 @@ def depends(node: fx.Node, source: fx.Node) -> bool:
 
 def repeated(program: Program, step: fx.Node, beside: fx.Node, attention: Attention) -> fx.Node:
     """One step of the scores on the prefix's scores: scaling is repeated, masking left out."""
-    if step.target in MASKING:
+    others = [a for a in step.args[1:] if isinstance(a, fx.Node)]
+    by_key = any(rank(n) and has_keys(n) for n in others)
+    if step.target in MASKING or (by_key and not any(map(learned, others))):
         return beside
-    if step.target not in SCALING:
+    if by_key:
+        raise unsupported(attention, "its scores are multiplied with a value for each key")
+    if step.target is aten.sub.Tensor and all(rank(n) == 4 for n in others):
+        pass  # the largest score, or what else is the same for every key
+    elif step.target not in SCALING:
         raise unsupported(attention, f"`{step.target}` is an unknown step on its scores")
     first = step.args[0]
-    others = [a for a in step.args[1:] if isinstance(a, fx.Node)]
-    if any(str(n.meta["val"].shape[-1:]) != "torch.Size([1])" for n in others if rank(n)):
-        raise unsupported(attention, "its scores are multiplied with a value for each key")
     args = (beside, *step.args[1:]) if isinstance(first, fx.Node) else step.args
     return call(program, step.target, args, attention.module, **step.kwargs)
+
+
+def learned(node: fx.Node) -> bool:
+    """Whether a value is computed from floating parameters, so that it is no mask."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        n = waiting.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        value = n.meta.get("val")
+        if n.op == "get_attr" and isinstance(value, torch.nn.Parameter):
+            return True
+        waiting += n.all_input_nodes
+    return False
 
 
 def rank(node: fx.Node) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peftc.api import apply, plan, sites, trainable
     from peftc.artifact import load, save
     from peftc.backends import export, verify
+    from peftc.diagnostics import PeftcError
     from peftc.spec import load_spec
 
 __version__ = "0.1.0"
@@ -30,8 +31,10 @@ _HOMES = {
     "export": "peftc.backends",
     "verify": "peftc.backends",
     "load_spec": "peftc.spec",
+    "PeftcError": "peftc.diagnostics",
 }
 __all__ = [
+    "PeftcError",
     "apply",
     "export",
     "load",

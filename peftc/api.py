@@ -20,12 +20,12 @@ from peftc.spec import Spec, load_spec
 APPLIED = "peftc.applied"  # the key, in a Program's meta, of what `apply` did to it
 
 
-def sites(model: Any) -> Sites:
+def sites(model: Any, *, static_length: int | None = None) -> Sites:
     """The roles of a model: a `PreTrainedModel`, a Program, a folder, a hub name, or a config.
 
     Weights are not read where a folder, a name or a config is given.
     """
-    return find_sites(program_of(model, weights=False))
+    return find_sites(program_of(model, weights=False, static_length=static_length))
 
 
 def plan(
@@ -33,13 +33,15 @@ def plan(
     model: Any,
     *,
     set: Mapping[str, object] | None = None,
+    static_length: int | None = None,
 ) -> Plan:
     """What `apply` would do: every insertion at its sites, with sizes and counts. Data only.
 
     Raises:
         PeftcError: E0xx for the spec, E1xx where it does not fit the model, E2xx for the model.
     """
-    return make_plan(spec_of(spec, set), find_sites(program_of(model, weights=False)))
+    program = program_of(model, weights=False, static_length=static_length)
+    return make_plan(spec_of(spec, set), find_sites(program))
 
 
 def apply(
@@ -48,17 +50,19 @@ def apply(
     *,
     set: Mapping[str, object] | None = None,
     seed: int = 0,
+    static_length: int | None = None,
 ) -> Program:
     """The model as a frozen graph with the spec's pieces in it; the model itself is unchanged.
 
     The graph is called like the model and shares the storage of its frozen weights. Pieces are
-    drawn under `seed`.
+    drawn under `seed`. With `static_length` it takes inputs of exactly that many tokens, which
+    captures models that loop over time.
 
     Raises:
         PeftcError: as `plan`.
     """
     resolved = spec_of(spec, set)
-    program = program_of(model, weights=True)
+    program = program_of(model, weights=True, static_length=static_length)
     if isinstance(model, Program):
         program = program.clone()
     made = make_plan(resolved, find_sites(program))
@@ -100,13 +104,13 @@ def spec_of(spec: Spec | str | Path | Mapping[str, Any], set: Mapping[str, objec
     return load_spec(spec, set=set)
 
 
-def program_of(model: Any, *, weights: bool) -> Program:
+def program_of(model: Any, *, weights: bool, static_length: int | None = None) -> Program:
     """The captured Program of whatever names or is a model."""
     if isinstance(model, Program):
         return model
     if isinstance(model, nn.Module):
-        return capture(model)
-    return capture(load_model(model, weights=weights))
+        return capture(model, static_length=static_length)
+    return capture(load_model(model, weights=weights), static_length=static_length)
 
 
 def reference_of(model: Any) -> str | None:

@@ -78,7 +78,8 @@ def load(folder: str | Path, model: Any = None) -> Program:
     check_intact(folder, lock["sha256"], LOCK)
     if model is None:
         model = base_model(lock, folder)
-    graph = apply(load_spec(folder / SPEC), program_of(model, weights=True), seed=lock["seed"])
+    program = program_of(model, weights=True, static_length=lock["model"]["static_length"])
+    graph = apply(load_spec(folder / SPEC), program, seed=lock["seed"])
     check_base(graph, lock, folder)
     fill(graph, read_tensors(folder / TENSORS), folder)
     applied: Applied = graph.meta[APPLIED]
@@ -110,6 +111,7 @@ def model_facts(graph: Program, applied: Applied, folder: Path) -> dict[str, Any
         "reference": reference,
         "class": graph.signature.model_class,
         "random_weights": applied.random_weights,
+        "static_length": graph.signature.static_length,
         "commit": getattr(config, "_commit_hash", None),
         "dtype": str(next(graph.parameters()).dtype).removeprefix("torch."),
         "config": json.loads(config.to_json_string(use_diff=False)),

@@ -11,6 +11,7 @@ from torch import nn
 
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
+from peftc.diagnostics import error
 from peftc.passes.base import Pass
 from peftc.passes.drop_dropout import DropDropout
 from peftc.passes.fold_low_rank import FoldLowRank
@@ -58,7 +59,10 @@ class Pipeline:
         before = listing(self.program)
         for p in passes:
             start = time.perf_counter()
-            p.run(self.program)
+            try:
+                p.run(self.program)
+            except (RuntimeError, IndexError) as cause:
+                raise not_possible(p, self.program, cause) from cause
             after = listing(self.program)
             check(self.program, p)
             seconds = time.perf_counter() - start
@@ -69,6 +73,21 @@ class Pipeline:
                 node.meta.pop(mark, None)
         self.program.recompile()
         return self.program
+
+
+def not_possible(p: Pass, program: Program, cause: Exception) -> Exception:
+    """E111: the shapes of this graph do not allow the rewrite."""
+    first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
+    length = program.signature.static_length
+    return error(
+        "E111",
+        f"{p.name}: the graph of {program.signature.model_class} does not allow it",
+        notes=(
+            *([f"it is captured for exactly {length} tokens"] if length else []),
+            f"{type(cause).__name__}: {first}"[:300],
+        ),
+        help=("an adapter, LoRA or a vector changes no sizes",),
+    )
 
 
 def check(program: Program, p: Pass) -> None:

@@ -28,8 +28,8 @@ class Example:
         return {i.name: example_value(i, sizes, vocabulary) for i in self.inputs}
 
 
-def example_for(model: Any) -> Example:
-    """Describe and make what `model` is traced with.
+def example_for(model: Any, static_length: int | None = None) -> Example:
+    """Describe and make what `model` is traced with, its length fixed where one is given.
 
     Raises:
         PeftcError: E203 where the model's main input is of an unknown kind.
@@ -38,7 +38,7 @@ def example_for(model: Any) -> Example:
     config = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     inputs: list[Input] = []
-    axes = ("batch", "sequence")
+    axes = ("batch", static_length or "sequence")
     main = model.main_input_name
     if main == "input_ids":
         inputs.append(Input("input_ids", torch.long, axes))
@@ -47,17 +47,11 @@ def example_for(model: Any) -> Example:
             inputs.append(Input("token_type_ids", torch.long, axes, "zeros"))
     elif main == "pixel_values":
         inputs.append(Input(main, model.dtype, ("batch", *image_shape(config))))
-    elif main == "input_values":
-        inputs.append(Input(main, model.dtype, axes))
-        if "attention_mask" in accepted:
-            inputs.append(Input("attention_mask", torch.long, axes, "ones"))
-    elif main == "input_features":
-        frames = (
-            2 * config.max_source_positions if hasattr(config, "max_source_positions") else None
-        )
-        inputs.append(
-            Input(main, model.dtype, ("batch", config.num_mel_bins, frames or "sequence"))
-        )
+    elif main in ("input_values", "input_features"):
+        dims = sound_shape(config, main)
+        inputs.append(Input(main, model.dtype, dims))
+        if "attention_mask" in accepted and isinstance(dims[1], str):
+            inputs.append(Input("attention_mask", torch.long, dims[:2], "ones"))
     else:
         raise error(
             "E203",
@@ -65,13 +59,32 @@ def example_for(model: Any) -> Example:
             help=("text, image and audio models can be captured",),
         )
     if "decoder_input_ids" in accepted:
-        decoder = ("batch", "decoder_sequence")
+        decoder = ("batch", static_length or "decoder_sequence")
         inputs.append(Input("decoder_input_ids", torch.long, decoder))
         if "decoder_attention_mask" in accepted:
             inputs.append(Input("decoder_attention_mask", torch.long, decoder, "ones"))
     inputs = [i for i in inputs if i.name in accepted or i.name == "input_ids"]
     vocabulary = getattr(text, "vocab_size", 2) or 2
-    return Example(tuple(inputs), {i.name: example_value(i, SIZES, vocabulary) for i in inputs})
+    sizes = sound_sizes(SIZES, config)
+    return Example(tuple(inputs), {i.name: example_value(i, sizes, vocabulary) for i in inputs})
+
+
+def sound_shape(config: Any, main: str) -> tuple[int | str, ...]:
+    """(batch, samples) of a raw wave, or frames and bins of a spectrogram, as the config has it."""
+    bins = getattr(config, "num_mel_bins", None)
+    if main == "input_values":
+        return ("batch", config.max_length, bins) if bins else ("batch", "samples")
+    if features := getattr(config, "feature_projection_input_dim", None):
+        return "batch", "sequence", features
+    if hasattr(config, "max_source_positions"):
+        return "batch", bins or 80, 2 * config.max_source_positions
+    return "batch", "sequence", bins or 80
+
+
+def sound_sizes(sizes: dict[str, int], config: Any) -> dict[str, int]:
+    """`sizes` with the samples that give so many frames after the convolutions."""
+    frame = getattr(config, "inputs_to_logits_ratio", 1)
+    return {**sizes, "samples": frame * (sizes["sequence"] + 2)}
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:

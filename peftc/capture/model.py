@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch._subclasses.fake_tensor import FakeTensor
+
 from peftc.capture.attention_dropout import lift_attention_dropout
+from peftc.capture.check import check_sizes
 from peftc.capture.inputs import example_for
 from peftc.capture.normalise import normalise
 from peftc.capture.program import Program
 from peftc.capture.trace import trace
 
 
-def capture(model: Any) -> Program:
+def capture(model: Any, *, static_length: int | None = None) -> Program:
     """The Program of a `PreTrainedModel`, on real, fake or meta tensors; the model is unchanged.
 
+    With `static_length` the graph takes inputs of exactly that many tokens; batch stays free.
+
     Raises:
-        PeftcError: E201 where torch.export cannot capture it, E203 for unknown inputs.
+        PeftcError: E201 where torch.export cannot capture it, E202 where the graph does not hold
+            at other sizes, E203 for unknown inputs.
     """
-    example = example_for(model)
+    example = example_for(model, static_length)
     program = normalise(trace(model, example), model, example)
+    if has_data(model):
+        check_sizes(program, model, example)
     lift_attention_dropout(program, model, example)
     return program
+
+
+def has_data(model: Any) -> bool:
+    """Whether every parameter holds numbers: none is a meta or fake tensor."""
+    return all(
+        p.device.type != "meta" and not isinstance(p, FakeTensor) for p in model.parameters()
+    )

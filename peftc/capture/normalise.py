@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
+from transformers import MODEL_MAPPING
 
 from peftc.capture.inputs import Example
 from peftc.capture.program import Output, Program, Signature, build
@@ -73,6 +74,10 @@ def lift(
         return copied(graph.call_module(name, (values[x],)), node)  # type: ignore[index]
     if node.target is torch.ops.aten.copy.default:
         return copied_values(node, graph, values)
+    if node.target is torch.ops.aten.type_as.default:
+        return cast(values[node.args[0]], node, graph)  # type: ignore[index]
+    if node.target is torch.ops.aten.cat.default:
+        return joined(node, graph, values)
     new = copied(graph.node_copy(node, values.__getitem__), node)
     if new.target in VIEWS:
         new.target = torch.ops.aten.reshape.default
@@ -86,17 +91,36 @@ def copied_values(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]
     """
     into, source = node.args[:2]
     have, want = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    value = values[source]  # type: ignore[index]
-    if have.dtype != want.dtype:
-        value = graph.call_function(
-            torch.ops.aten._to_copy.default, (value,), {"dtype": want.dtype}
-        )
-        value = copied(value, node)
-        value.meta["val"] = have.to(want.dtype)
+    value = cast(values[source], node, graph)  # type: ignore[index]
     if tuple(map(str, have.shape)) != tuple(map(str, want.shape)):
         args = (value, values[into])  # type: ignore[index]
         value = copied(graph.call_function(torch.ops.aten.expand_as.default, args), node)
     return value
+
+
+def cast(value: fx.Node, node: fx.Node, graph: fx.Graph) -> fx.Node:
+    """`value` in the dtype of what `node` gives."""
+    have, dtype = value.meta["val"], node.meta["val"].dtype
+    if have.dtype == dtype:
+        return value
+    new = copied(
+        graph.call_function(torch.ops.aten._to_copy.default, (value,), {"dtype": dtype}), node
+    )
+    new.meta["val"] = have.to(dtype)
+    return new
+
+
+def joined(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    """cat([%empty, %x])  ->  clone(%x): what an empty cache leaves behind."""
+    parts: Any = node.args[0]
+    full = [p for p in parts if 0 not in [d for d in p.meta["val"].shape if isinstance(d, int)]]
+    if len(full) == 1 < len(parts):
+        kept: dict[str, Any] = {
+            "memory_format": torch.contiguous_format
+        }  # as cat gives it, to the last bit
+        clone = torch.ops.aten.clone.default
+        return copied(graph.call_function(clone, (values[full[0]],), kept), node)
+    return copied(graph.node_copy(node, values.__getitem__), node)
 
 
 def copied(new: fx.Node, old: fx.Node) -> fx.Node:
@@ -172,9 +196,13 @@ def loss_name(model: Any, outputs: tuple[Output, ...]) -> str | None:
     return getattr(model, "loss_type", None) or "ForCausalLM"
 
 
-def task_parameters(model: Any) -> frozenset[str]:
-    """Names of the parameters that the task added to the base model: the head's."""
+def task_parameters(model: Any) -> frozenset[str] | None:
+    """Names of the parameters that the task added: the head's; None where the base is unknown."""
     base = getattr(model, "base_model", model)
+    if type(model) is MODEL_MAPPING.get(type(model.config), None):
+        return frozenset()  # the base model itself
+    if base is model:
+        return None
     inside = {id(p) for p in base.parameters()}
     return frozenset(n for n, p in model.named_parameters() if id(p) not in inside)
 

@@ -53,11 +53,18 @@ class Signature:
     config: Any  # the model's PretrainedConfig
     loss: str | None = None  # the name transformers gives the model's loss
     model_class: str = ""
-    task_parameters: frozenset[str] = frozenset()  # what the task added to the base model
+    task_parameters: frozenset[str] | None = None  # what the task added to the base model
 
     def input(self, name: str) -> Input | None:
         """The input called `name`, or None."""
         return next((i for i in self.inputs if i.name == name), None)
+
+    @property
+    def static_length(self) -> int | None:
+        """The number of tokens the graph is made for; None where length is free."""
+        ids = self.input("input_ids") or self.input("attention_mask")
+        length = ids.dims[1] if ids is not None else None
+        return length if isinstance(length, int) else None
 
     def bind(self, given: Mapping[str, Any]) -> list[Tensor]:
         """Order keyword inputs as the graph's placeholders, absent ones filled with defaults.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import linecache
 import logging
 import warnings
 from collections.abc import Iterator
@@ -42,9 +44,16 @@ def trace(model: Any, example: Example) -> ExportedProgram:
     }
     with tracing_state(model), quiet(), torch.no_grad():
         try:
-            exported = torch.export.export(model, (), values, dynamic_shapes=shapes, strict=False)
+            # The tracer prints its whole graph where it stops.
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                exported = torch.export.export(
+                    model, (), values, dynamic_shapes=shapes, strict=False
+                )
         except Exception as cause:  # whatever the model's own code raises under tracing
-            raise not_capturable(model, cause) from cause
+            raise not_capturable(model, cause, example) from cause
         mark_dropouts(exported.graph_module)
         return exported.run_decompositions({})
 
@@ -137,26 +146,34 @@ def frozen_config(model: Any) -> Any:
     return copy.deepcopy(model.config)
 
 
-def not_capturable(model: Any, cause: BaseException) -> Exception:
+def not_capturable(model: Any, cause: BaseException, example: Example) -> Exception:
     """E201 with the line of the model's own code where tracing stopped."""
-    place = ""
+    place = code = ""
     trail = cause.__traceback__
     while trail is not None:
         name = trail.tb_frame.f_code.co_filename
         if "modeling_" in name or "/models/" in name:
             place = f"{name.rsplit('/', 1)[-1]}:{trail.tb_lineno}"
+            code = linecache.getline(name, trail.tb_lineno).strip()
         trail = trail.tb_next
+    help = ["--attn eager (or sdpa) can avoid a branch that depends on data"]
     first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    why = f"{type(cause).__name__}: {first}"[:300]
+    if "specialized it to be a constant" in str(cause):
+        why = "its code needs the length as a number: it loops over tokens or chunks"
+        help = ["--static-length N captures it for inputs of exactly N tokens"]
+        if all(isinstance(i.dims[1], int) for i in example.inputs):
+            help = []
     return error(
         "E201",
         f"torch.export cannot capture {type(model).__name__}",
         notes=tuple(
             t
             for t in (
-                f"stopped at {place}" if place else "",
-                f"{type(cause).__name__}: {first}"[:300],
+                f"stopped at {place}  `{code}`" if place else "",
+                why,
             )
             if t
         ),
-        help=("--attn eager (or sdpa) can avoid a branch that depends on data",),
+        help=tuple(help),
     )

@@ -10,6 +10,10 @@ from peftc.diagnostics import error
 
 SpecArgument = Annotated[str, typer.Argument(help="A shipped name (houlsby) or a path.")]
 ModelArgument = Annotated[str, typer.Argument(help="A folder or a hub name.")]
+StaticLength = Annotated[
+    int | None,
+    typer.Option("--static-length", min=1, help="Capture for inputs of exactly N tokens."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Set = Annotated[

@@ -27,6 +27,7 @@ SCORE_STEPS = frozenset(
         "cat",
         "minimum",
         "maximum",
+        "max",
         "clone",
         "contiguous",
         "transpose",

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
 
-# Operations that move, cast or scale a value without mixing its features with another's.
+# Operations that move, cast, scale or shift a value without mixing its features with another's.
 UNARY = frozenset(
     [
         "dropout",
@@ -21,6 +21,8 @@ UNARY = frozenset(
         "_unsafe_view",
         "mul",
         "div",
+        "add",
+        "sub",
         "transpose",
         "permute",
         "unsqueeze",
@@ -168,12 +170,17 @@ class Facts:
 
     def strip(self, node: fx.Node) -> fx.Node:
         """The value behind unary operations."""
-        while self.op[node] in UNARY:
-            sources = [m for m in node.all_input_nodes if self.is_tensor(m) and self.active(m)]
-            if len(sources) != 1:
-                break
-            node = sources[0]
+        while self.is_unary(node):
+            node = self.active_inputs(node)[0]
         return node
+
+    def is_unary(self, node: fx.Node) -> bool:
+        """Whether a node moves, casts or scales one value."""
+        return self.op[node] in UNARY and len(self.active_inputs(node)) == 1
+
+    def active_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that a node reads and that depend on the inputs."""
+        return [m for m in node.all_input_nodes if self.is_tensor(m) and self.active(m)]
 
     def weight_of(self, node: Any) -> str | None:
         """The state_dict name of the floating parameter that `node` is a form of, or None."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.dataflow.attention import Core, cores
+from peftc.dataflow.attention import PRODUCTS, Core, cores
 from peftc.dataflow.facts import Facts, Projection, feature_width
-from peftc.dataflow.fused import part_of
+from peftc.dataflow.fused import part_of, size_of_one
 from peftc.dataflow.parameters import parameters
-from peftc.dataflow.positions import positions
+from peftc.dataflow.positions import COUNTERS, positions
 from peftc.dataflow.residual import Residual, residuals
 from peftc.dataflow.site import Attention, Embedding, Site, Sites, Weight
 
+# Operations through which tokens see one another, besides products of two activations.
+MIXING = frozenset(
+    ["cumsum", "roll", "flip", "_fft_c2c", "_fft_r2c", "fft_fft", "fft_fftn", "tril", "while_loop"]
+)
 NONLINEAR = frozenset(
     [
         "gelu",
@@ -82,17 +86,33 @@ class Finder:
         first: dict[str, fx.Node] = {}
         ends: dict[str, fx.Node] = {}
         used = {p.node for b in blocks if b.core for p in self.inputs_of(b)}
+        begun: dict[str, tuple[str, bool]] = {}  # by stack: where, and whether by a mixer
         for block in blocks:
             stack = self.stack_of(block.residual.add)
             first.setdefault(stack, block.residual.skip)
             if block.core is not None:
                 cross = self.is_cross(block)
-                if not cross:
+                place = (numbered_path(self.path(block.core.node)), False)
+                if not cross and begun.get(stack) != (place[0], True):
                     layers[stack] = layers.get(stack, 0) + 1
+                if not cross:
+                    begun[stack] = place
                 layer = max(layers.get(stack, 0) - 1, 0)
                 found, attention = self.attention(block, stack, layer, cross)
                 attentions.append(attention)
                 sites += found
+            elif self.mixes(block):
+                place = numbered_path(self.path(block.term))
+                beside = any(b.core for b in blocks if b.residual is block.residual)
+                if not beside and begun.get(stack, ("", False))[0] != (place or None):
+                    layers[stack] = layers.get(stack, 0) + 1
+                    begun[stack] = (place, True)
+                outputs = self.facts.frontier(block.term, block.region)
+                sites.append(
+                    self.branch(
+                        "mixer.out", max(layers.get(stack, 0) - 1, 0), stack, block, outputs, None
+                    )
+                )
             else:
                 if stack not in layers and not any(b.core for b in blocks):
                     layers[stack] = -1
@@ -105,6 +125,7 @@ class Finder:
         embeddings = self.embeddings(first)
         order = self.facts.index
         sites.sort(key=lambda s: order[s.h])
+        sites = numbered(sites)
         return Sites(
             program=self.program,
             sites=tuple([e.site for e in embeddings] + sites),
@@ -113,7 +134,7 @@ class Finder:
             embeddings=tuple(embeddings),
             layers=layers,
             ends=ends,
-            parameters=parameters(self.facts),
+            parameters=parameters(self.facts, list(ends.values())),
         )
 
     def stack_of(self, node: fx.Node) -> str:
@@ -191,7 +212,10 @@ class Finder:
 
     def core_facts(self, core: Core, role: str, layer: int, stack: str) -> Attention:
         """An attention core with its head counts."""
-        heads, head_dim = core.k.meta["val"].shape[1], core.k.meta["val"].shape[-1]
+        keys = core.k.meta["val"]
+        heads, head_dim = keys.shape[1], keys.shape[-1]
+        if keys.dim() == 3:  # (batch * heads, ...)
+            heads = size_of_one(keys.shape[0])
         value_dim = core.v.meta["val"].shape[-1]
         if core.scores is not None:  # the written-out product may read k already transposed
             head_dim = core.q.meta["val"].shape[-1]
@@ -245,6 +269,19 @@ class Finder:
         found.append(self.branch("ffn.out", layer, stack, block, [down], x))
         return found
 
+    def mixes(self, block: Block) -> bool:
+        """Whether tokens see one another in a block without attention: by convolution or scan."""
+        facts = self.facts
+        for node in facts.of(block.region):
+            op = facts.op[node]
+            if op in MIXING or (op in ("conv1d", "convolution") and node not in facts.projections):
+                return True
+            if op in PRODUCTS and node not in facts.projections:
+                given = [a for a in node.args if isinstance(a, fx.Node) and facts.active(a)]
+                if len(given) > 1 and not any(facts.routed(a) for a in given):
+                    return True
+        return False
+
     def sublayer_input(self, block: Block, first: Projection) -> fx.Node:
         """What a block reads, in the stream's own shape: before experts flatten and repeat it."""
         shape = block.term.meta["val"].dim()
@@ -262,7 +299,7 @@ class Finder:
             users = [u for u in node.users if self.facts.is_ancestor(u, down.x)]
             if any(self.facts.op[u] in NONLINEAR for u in users):
                 return True
-            if len(users) != 1 or self.facts.op[users[0]] not in ("_to_copy", "reshape", "clone"):
+            if len(users) != 1 or not self.facts.is_unary(users[0]):
                 return False
             node = users[0]
 
@@ -351,8 +388,8 @@ class Finder:
         for node in self.facts.nodes:
             if self.facts.op[node] != "embedding":
                 continue
-            ids = self.facts.strip(node.args[1])  # type: ignore[arg-type]
-            if ids.op != "placeholder" or not ids.name.endswith("input_ids"):
+            ids = self.ids_behind(node.args[1])  # type: ignore[arg-type]
+            if ids is None:
                 continue
             stack = self.stack_of(ids) if self.two_stacks else ""
             table = self.facts.weight_of(node.args[0])
@@ -365,6 +402,14 @@ class Finder:
             )  # fmt: skip
             found[stack] = Embedding(site, ids, table)
         return list(found.values())
+
+    def ids_behind(self, index: fx.Node) -> fx.Node | None:
+        """The ids that an embedding reads, special ones possibly replaced; None for positions."""
+        sources = self.facts.of(self.facts.ancestors[index])
+        inputs = [n for n in sources if n.op == "placeholder"]
+        if len(inputs) != 1 or not inputs[0].name.endswith("input_ids"):
+            return None
+        return None if any(self.facts.op[n] in COUNTERS for n in sources) else inputs[0]
 
     def module_output(self, node: fx.Node) -> fx.Node:
         """The last value of the module that `node` is in, along a single line of readers."""
@@ -379,3 +424,20 @@ class Finder:
     def path(node: fx.Node) -> str:
         """The module path of a node."""
         return node.meta.get("module", "")
+
+
+def numbered_path(path: str) -> str:
+    """A module path as far as its first number: "encoder.layers.0"."""
+    parts = path.split(".")
+    number = next((k for k, part in enumerate(parts) if part.isdigit()), None)
+    return "" if number is None else ".".join(parts[: number + 1])
+
+
+def numbered(sites: list[Site]) -> list[Site]:
+    """Sites of one role, stack and layer told apart by their order, so that names are unique."""
+    seen: dict[str, int] = {}
+    found = []
+    for site in sites:
+        seen[site.name] = seen.get(site.name, -1) + 1
+        found.append(replace(site, order=seen[site.name]))
+    return found

@@ -79,7 +79,7 @@ def replay(node: fx.Node, value: Any) -> Any:
 
     def number(a: Any) -> Any:
         if isinstance(a, fx.Node):
-            return value if a is node.args[0] else size_of_one(a)
+            return value if a is node.args[0] else size_of_one(a.meta["val"])
         if isinstance(a, list | tuple):
             return type(a)(map(number, a))
         return a
@@ -90,9 +90,8 @@ def replay(node: fx.Node, value: Any) -> Any:
         return None
 
 
-def size_of_one(node: fx.Node) -> int:
+def size_of_one(value: Any) -> int:
     """A size where batch and length are one."""
-    value = node.meta["val"]
     expression = getattr(getattr(value, "node", None), "expr", value)
     if isinstance(expression, int):
         return expression

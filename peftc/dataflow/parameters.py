@@ -18,8 +18,12 @@ BIAS_ARGUMENT = {
 }
 
 
-def parameters(facts: Facts) -> dict[str, tuple[str, ...]]:
-    """{"norm": names, "bias": names, "head": names, "embed": names}, in the graph's order."""
+def parameters(facts: Facts, ends: list[fx.Node]) -> dict[str, tuple[str, ...]]:
+    """{"norm": names, "bias": names, "head": names, "embed": names}, in the graph's order.
+
+    The head is what the task added to the base model; of a model that does not tell its base, it
+    is what stands behind the residual streams' `ends`, norms aside.
+    """
     roles: dict[str, list[str]] = {"norm": [], "bias": [], "head": [], "embed": []}
     task = facts.program.signature.task_parameters
     lookups = [n for n in facts.nodes if facts.op[n] == "embedding"]
@@ -45,6 +49,10 @@ def parameters(facts: Facts) -> dict[str, tuple[str, ...]]:
             roles["bias"].append(name)
         if name in tables:
             roles["embed"].append(name)
+        elif task is None:
+            behind = any(facts.is_ancestor(end, user) for end in ends for user in node.users)
+            if behind and name not in roles["norm"] and value.shape[0] not in vocabulary:
+                roles["head"].append(name)
         elif name in task and value.shape[0] not in vocabulary:
             roles["head"].append(name)
     return {role: tuple(names) for role, names in roles.items()}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
+from peftc.capture.program import attribute
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.site import Position
 
 COUNTERS = frozenset({"arange", "cumsum"})
+LOOKUPS = frozenset({"embedding", "index", "index_select", "gather"})
 ANGLE_STEPS = frozenset(
     [
         "mul",
@@ -41,11 +44,16 @@ def positions(facts: Facts, stack_of, streams: dict[str, fx.Node]) -> list[Posit
     found = []
     for node in facts.nodes:
         if (index := looked_up(facts, node)) is not None:
+            table = node.args[0].meta["val"]  # type: ignore[union-attr]
             on_stream = any(facts.is_ancestor(node, first) for first in streams.values())
-            if on_stream and counted(facts, index):
-                rows = node.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+            # Off the stream, a table is one of angles, or of biases by distance.
+            if (on_stream or not relative(facts, index)) and counted(facts, index, table.shape[0]):
+                rows = table.shape[1 if facts.op[node] == "gather" else 0]
+                length = index.meta["val"].shape[-1]
+                if isinstance(length, int) and length >= rows:
+                    continue  # every row is taken: places of a grid, which a prefix does not move
                 found.append(Position(index, node, stack_of(node), rows))
-        elif facts.op[node] in ("cos", "sin"):
+        elif facts.op[node] in ("cos", "sin", "polar"):
             found += [Position(p, r, stack_of(node), None) for p, r in angle_sources(facts, node)]
     unique = {(p.positions, p.reader): p for p in found}
     return list(unique.values())
@@ -54,10 +62,12 @@ def positions(facts: Facts, stack_of, streams: dict[str, fx.Node]) -> list[Posit
 def looked_up(facts: Facts, node: fx.Node) -> fx.Node | None:
     """The integer tensor with which rows of a table are taken, by embedding or by indexing."""
     index = None
+    if is_integer(node):
+        return None
     if facts.op[node] == "embedding":
         index = node.args[1]
-    elif facts.op[node] in ("index", "index_select"):
-        table, index = node.args[0], node.args[-1]
+    elif facts.op[node] in ("index", "index_select", "gather"):
+        table, index = node.args[0], node.args[2 if facts.op[node] == "gather" else -1]
         if isinstance(index, list | tuple) and len(index) == 1:
             index = index[0]
         if not isinstance(table, fx.Node) or facts.active(table):
@@ -65,12 +75,41 @@ def looked_up(facts: Facts, node: fx.Node) -> fx.Node | None:
     return index if isinstance(index, fx.Node) and is_integer(index) else None
 
 
-def counted(facts: Facts, index: object) -> bool:
-    """Whether an integer tensor counts tokens, and is not an input itself."""
+def relative(facts: Facts, index: fx.Node) -> bool:
+    """Whether an integer tensor holds distances: differences of two positions."""
+    return any(
+        facts.op[n] in ("sub", "rsub") and sum(map(facts.is_tensor, n.all_input_nodes)) > 1
+        for n in facts.of(facts.ancestors[index])
+    )
+
+
+def counted(facts: Facts, index: object, rows: object = None) -> bool:
+    """Whether an integer tensor counts tokens, for a table of `rows`, and is no input itself."""
     if not isinstance(index, fx.Node) or facts.strip(index).op == "placeholder":
         return False
-    sources = facts.of(facts.ancestors[index])
-    return any(facts.op[n] in COUNTERS or (n.op == "get_attr" and is_integer(n)) for n in sources)
+    waiting, seen = [index], set()
+    while waiting:
+        n = waiting.pop()
+        if n in seen or not is_integer(n):
+            continue
+        seen.add(n)
+        if facts.op[n] in COUNTERS or (n.op == "get_attr" and is_count(facts, n, rows)):
+            return True
+        # What is looked up comes from the table, whatever the rows are chosen by.
+        waiting += n.all_input_nodes[:1] if facts.op[n] in LOOKUPS else n.all_input_nodes
+    return False
+
+
+def is_count(facts: Facts, node: fx.Node, rows: object) -> bool:
+    """Whether a buffer is 0, 1, 2, ...; of a buffer without data, whether it can be."""
+    if not is_integer(node):
+        return False
+    value = attribute(facts.program, str(node.target)).flatten()
+    if value.numel() < 2:
+        return False
+    if value.device.type == "meta" or isinstance(value, FakeTensor):
+        return not isinstance(rows, int) or value.numel() <= rows
+    return bool(torch.equal(value, torch.arange(value.numel(), device=value.device)))
 
 
 def angle_sources(facts: Facts, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
@@ -92,6 +131,6 @@ def angle_sources(facts: Facts, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def is_integer(node: fx.Node) -> bool:
-    """Whether the node gives an integer tensor."""
+    """Whether the node gives a tensor of integers or truth values."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32)
+    return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32, torch.bool)

@@ -23,6 +23,7 @@ GOOD_FOR = {
     "ffn.act": "ia3",
     "ffn.down": "lora",
     "ffn.out": "adapter",
+    "mixer.out": "adapter",
     "block.out": "adapter",
 }
 

@@ -48,11 +48,13 @@ class Site:
     stream: fx.Node | None = None  # the residual value that h will be added to
     readers: tuple[fx.Node, ...] = ()  # the nodes that read h and are to read the changed h
     weight: Weight | None = None
+    order: int = 0  # among sites of one role, stack and layer
 
     @property
     def name(self) -> str:
-        """A name valid in module paths, unique with its role: `decoder_layer3_attn_q`."""
+        """A name valid in module paths, unique in a model: `decoder_layer3_attn_q`."""
         parts = [self.stack, "" if self.layer is None else f"layer{self.layer}", self.role]
+        parts.append(str(self.order + 1) if self.order else "")
         return "_".join(p for p in parts if p).replace(".", "_")
 
 

@@ -16,7 +16,8 @@ class Prefix(Piece):
 
     k: (batch, heads, length, head_dim), P_k: (kv_heads, tokens, head_dim), and so for v with
     value_dim. Each key/value head is repeated heads / kv_heads times in a row, as grouped-query
-    attention repeats its own. A piece that does not join gives [P_k] and [P_v] alone. Without
+    attention repeats its own. A piece that does not join gives (1, heads, tokens, dim) P_k and
+    P_v alone. Without
     keys and values of its own (`own` false) it takes them as further inputs, from a
     `Reparameterization`.
     P ~ N(0, 0.02^2) at the start, or zeros: no prefix is the identity, since its keys take part
@@ -63,9 +64,8 @@ class Prefix(Piece):
             prefix = self.dropout(prefix)
         if self.repeats > 1:
             prefix = prefix.repeat_interleave(self.repeats, 0)
-        prefix = prefix.unsqueeze(0).expand(x.shape[0], -1, -1, -1)
-        prefix = prefix.to(x.dtype)
-        return torch.cat([prefix, x], 2) if self.joins else prefix
+        prefix = prefix.unsqueeze(0).to(x.dtype)
+        return torch.cat([prefix.expand(x.shape[0], -1, -1, -1), x], 2) if self.joins else prefix
 
 
 class Reparameterization(nn.Module):

@@ -24,7 +24,7 @@ from peftc.spec.layers import FORMS, Layers
 PARTS = ("q", "k", "v", "kv", "heads", "out")
 ATTENTION = tuple(f"{block}.{part}" for block in ("attn", "cross") for part in PARTS)
 FEED_FORWARD = ("ffn.gate", "ffn.up", "ffn.act", "ffn.down", "ffn.out")
-ROLES = ("embed.out", *ATTENTION, *FEED_FORWARD, "block.out")
+ROLES = ("embed.out", *ATTENTION, *FEED_FORWARD, "mixer.out", "block.out")
 if TYPE_CHECKING:
     Role = str
 else:

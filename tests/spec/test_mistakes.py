@@ -104,7 +104,7 @@ def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):
         "  = help: did you mean `attn.out`?\n"
         "  = help: one of: embed.out, attn.q, attn.k, attn.v, attn.kv, attn.heads, attn.out, "
         "cross.q, cross.k, cross.v, cross.kv, cross.heads, cross.out, ffn.gate, ffn.up, ffn.act, "
-        "ffn.down, ffn.out, block.out\n"
+        "ffn.down, ffn.out, mixer.out, block.out\n"
         "\n"
         "error[E003]: unknown key `dleta`\n"
         " --> mine.yaml:7:5\n"

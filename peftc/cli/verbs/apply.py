@@ -21,6 +21,7 @@ from peftc.cli.options import (
     Revision,
     Set,
     SpecArgument,
+    StaticLength,
     Task,
     Trust,
     assignments,
@@ -41,6 +42,7 @@ def apply(
     revision: Revision = None,
     dtype: Dtype = None,
     attn: Attn = None,
+    static_length: StaticLength = None,
     trust: Trust = False,
     offline: Offline = False,
     random_weights: RandomWeights = False,
@@ -66,7 +68,7 @@ def apply(
     steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))
     start = time.perf_counter()
     with progress("capturing and rewriting"):
-        graph = peftc.apply(resolved, loaded, seed=seed)
+        graph = peftc.apply(resolved, loaded, seed=seed, static_length=static_length)
     applied = graph.meta[APPLIED]
     applied.reference = model
     applied.random_weights = random_weights

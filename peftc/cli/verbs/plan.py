@@ -16,6 +16,7 @@ from peftc.cli.options import (
     Revision,
     Set,
     SpecArgument,
+    StaticLength,
     Task,
     Trust,
     assignments,
@@ -33,6 +34,7 @@ def plan(
     labels: Labels = None,
     revision: Revision = None,
     attn: Attn = None,
+    static_length: StaticLength = None,
     trust: Trust = False,
     offline: Offline = False,
     all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
@@ -48,7 +50,7 @@ def plan(
             model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
             offline=offline, weights=False,
         )  # fmt: skip
-        made = peftc.plan(resolved, loaded)
+        made = peftc.plan(resolved, loaded, static_length=static_length)
     if json:
         emit(made.to_json())
         return

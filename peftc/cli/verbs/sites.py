@@ -15,6 +15,7 @@ from peftc.cli.options import (
     ModelArgument,
     Offline,
     Revision,
+    StaticLength,
     Task,
     Trust,
     open_model,
@@ -32,6 +33,7 @@ def sites(
     labels: Labels = None,
     revision: Revision = None,
     attn: Attn = None,
+    static_length: StaticLength = None,
     trust: Trust = False,
     offline: Offline = False,
     json: Json = False,
@@ -46,7 +48,7 @@ def sites(
             model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
             offline=offline, weights=False,
         )  # fmt: skip
-        found = peftc.sites(loaded)
+        found = peftc.sites(loaded, static_length=static_length)
     if modules:
         paths = [p for p in module_paths(found.program) if matches(p, grep)]
         if json:

@@ -1,0 +1,77 @@
+"""After a capture: the graph against the model at other sizes, one row alone, and with padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from peftc.capture.inputs import Example, sound_sizes
+from peftc.capture.program import Program
+from peftc.capture.trace import quiet, tracing_state
+from peftc.diagnostics import error
+
+# Shorter than the traced example at batch 1; longer than it and than a 64-token chunk, padded.
+SIZES = (
+    {"batch": 1, "sequence": 5, "decoder_sequence": 4},
+    {"batch": 2, "sequence": 70, "decoder_sequence": 9},
+)
+SHOWN = ("batch", "sequence")
+# Of the largest value; experts and kernels may add in another order in the graph.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def check_sizes(program: Program, model: Any, example: Example) -> None:
+    """Run graph and model at `SIZES`; both have data.
+
+    Raises:
+        PeftcError: E202 where the graph does not run there, or gives other numbers.
+    """
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
+    vocabulary = getattr(text, "vocab_size", 2) or 2
+    longest = getattr(text, "max_position_embeddings", None) or SIZES[-1]["sequence"]
+    device = next(model.parameters()).device
+    for size in SIZES:
+        fitted = {n: min(s, int(longest)) for n, s in size.items()}
+        fitted = sound_sizes(fitted, model.config)
+        given = {n: v.to(device) for n, v in example.resized(fitted, vocabulary).items()}
+        with tracing_state(model), quiet(), torch.no_grad():
+            try:
+                wanted = model(**given)
+            except Exception:
+                continue  # the model itself does not take these sizes
+            try:
+                found = program.flat(*program.signature.bind(given))
+            except Exception as cause:
+                first = next((t for t in str(cause).splitlines() if t.strip()), "")
+                raise not_general(model, fitted, f"{type(cause).__name__}: {first}") from cause
+        difference = worst(found, wanted)
+        if not difference <= 1:
+            raise not_general(model, fitted, "its outputs differ from the model's")
+
+
+def worst(found: Any, wanted: Any) -> float:
+    """The largest difference of two outputs, in units of the tolerance."""
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=False)
+    ratios = [0.0]
+    for a, b in pairs:
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not b.is_floating_point():
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        scale = max(1.0, b.nan_to_num().abs().max().item()) * TOLERANCE[b.dtype]
+        ratios.append((a.nan_to_num() - b.nan_to_num()).abs().max().item() / scale)
+    return max(ratios)
+
+
+def not_general(model: Any, size: dict[str, int], why: str) -> Exception:
+    """E202: the graph holds for the traced sizes only."""
+    shape = ", ".join(f"{n.replace('_', ' ')} {s}" for n, s in size.items() if n in SHOWN)
+    return error(
+        "E202",
+        f"the graph of {type(model).__name__} does not hold at {shape}",
+        notes=(why[:300],),
+        help=("--static-length N captures it for inputs of exactly N tokens",),
+    )
