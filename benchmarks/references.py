@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,39 +68,51 @@ def randomised(spec: dict[str, Any], program: Any) -> Any:
 
 
 def hooked(model: Any, graph: Any, given: dict[str, Tensor], hints: Modules) -> Tensor | None:
-    """Forward hooks on the modules that the plan names; None where a site is no whole module."""
+    """Forward hooks on the modules that the plan names; None where a site is no whole module.
+
+    A module that several layers share has the change of each layer in turn.
+    """
     modules = dict(model.named_modules())
-    handles, used = [], set()
+    before: dict[str, list[Any]] = {}
+    behind: dict[str, list[Any]] = {}
+    handles = []
     try:
         for site, piece in sites(graph):
             change = change_of(piece)
+            rows = hints.rows.get(site["name"])
             if site["role"] == "ffn.act":
-                module = modules.get(hints.downs.get(site["name"], ""))
-                if module is None:
-                    return None
-                hook = module.register_forward_pre_hook(
-                    lambda _m, args, change=change: (change(args[0], args[0]), *args[1:])
-                )
+                name = hints.downs.get(site["name"], "")
+                before.setdefault(name, []).append(change)
+            elif rows is not None:
+                name = site["module"]
+                hook = hook_with([on_rows(change, rows)])
+                handles.append(modules[name].register_forward_hook(hook))
             else:
-                module = modules.get(site["module"])
-                rows = hints.rows.get(site["name"])
-                if rows is not None and module is not None:
-                    change = on_rows(change, rows)
-                    handles.append(module.register_forward_hook(hook_with(change)))
-                    continue
                 name, scale = hints.ends.get(site["name"], ("", 1.0))
-                module = modules.get(name)
-                if module is None or name in used:
-                    return None  # the value is no module's, or the module is shared by layers
-                if not site["role"].endswith(".out") and out_width(module) != site["width"]:
+                whole = site["role"].endswith(".out")
+                if not whole and out_width(modules.get(name)) != site["width"]:
                     return None
-                used.add(name)
-                hook = module.register_forward_hook(hook_with(scaled(change, scale)))
-            handles.append(hook)
+                behind.setdefault(name, []).append(scaled(change, scale))
+            if not name or name not in modules:
+                return None  # the value is no module's
+        for name, changes in before.items():
+            handles.append(modules[name].register_forward_pre_hook(pre_hook_with(changes)))
+        for name, changes in behind.items():
+            handles.append(modules[name].register_forward_hook(hook_with(changes)))
         return logits(model(**given, use_cache=False))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def pre_hook_with(changes: list[Any]) -> Any:
+    """A forward pre-hook that changes what a module reads, one change after another."""
+    turn = itertools.cycle(changes)
+
+    def hook(_module: Any, args: Any) -> Any:
+        return (next(turn)(args[0], args[0]), *args[1:])
+
+    return hook
 
 
 def on_rows(change: Callable[[Tensor, Tensor], Tensor], rows: tuple[int, ...]) -> Any:
@@ -118,9 +131,10 @@ def scaled(change: Callable[[Tensor, Tensor], Tensor], scale: float) -> Any:
     return change if scale == 1 else lambda x, out: change(x, scale * out) / scale
 
 
-def hook_with(change: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """A forward hook that changes what a module returns."""
-    return lambda _module, args, out: first(out, change, args)
+def hook_with(changes: list[Any]) -> Any:
+    """A forward hook that changes what a module returns, one change after another."""
+    turn = itertools.cycle(changes)
+    return lambda _module, args, out: first(out, next(turn), args)
 
 
 def first(out: Any, change: Callable[[Tensor, Tensor], Tensor], args: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
@@ -86,6 +87,11 @@ def pieces(program: Program, kind: type[Module]) -> list[tuple[fx.Node, Module]]
             if isinstance(module, kind):
                 found.append((node, module))
     return found
+
+
+def chosen(node: fx.Node, only: Collection[str] | None) -> bool:
+    """Whether a piece belongs to one of the named insertions; all do for None."""
+    return only is None or str(node.target).split(".")[1] in only
 
 
 def current(node: fx.Node) -> fx.Node:

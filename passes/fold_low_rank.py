@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, pieces, set_parameter
+from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
 from peftc.passes.linears import Linear, linear_of, widths_of_split
 from peftc.pieces.low_rank import LowRank
 
@@ -26,11 +27,12 @@ class FoldLowRank(Pass):
     """
 
     keeps: ClassVar[Keeps] = Keeps.OUTPUTS
+    only: Collection[str] | None = None  # ids of insertions; None for all
 
     def run(self, program: Program) -> None:
         """Merge, and let the readers of each sum read the linear again."""
         for node, module in pieces(program, LowRank):
-            if len(node.users) == 1:
+            if type(module) is LowRank and len(node.users) == 1 and chosen(node, self.only):
                 self.merge(program, node, module)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, pieces, set_parameter
+from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
 from peftc.passes.linears import linear_of, widths_of_split
 from peftc.pieces.vector import Vector
 
@@ -24,12 +25,14 @@ class FoldVector(Pass):
     """
 
     keeps: ClassVar[Keeps] = Keeps.OUTPUTS
+    only: Collection[str] | None = None  # ids of insertions; None for all
 
     def run(self, program: Program) -> None:
         """Merge, and let the readers of each product read what was scaled."""
         for node, module in pieces(program, Vector):
             product = next(iter(node.users))
-            if product.target is not aten.mul.Tensor or len(node.users) != 1:
+            skipped = len(node.users) != 1 or not chosen(node, self.only)
+            if product.target is not aten.mul.Tensor or skipped:
                 continue
             if merge(program, product, module.l.detach()):
                 product.replace_all_uses_with(product.args[0])  # type: ignore[arg-type]

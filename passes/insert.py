@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from peftc.capture.program import Program
+from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
 from peftc.pieces.gate import Gate
@@ -53,8 +54,13 @@ class Insert(Pass):
         h, weight = current(site.h), site.weight
         x = self.source(program, site, h)
         add_module(program, target, piece)
-        with after(h, x):
-            node = call_module(program, target, () if x is None else (x,), site.module)
+        if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
+            raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
+        given = () if x is None else (x,)
+        if getattr(piece, "reads_weight", False):
+            given = (*given, *self.linear_parts(program, site, h, piece))
+        with after(h, *given):
+            node = call_module(program, target, given, site.module)
         delta = node
         if weight is not None and weight.fused and site.h is weight.node:
             delta = self.scattered(program, site, node, weight)
@@ -71,6 +77,39 @@ class Insert(Pass):
         if self.reads == "stream" and site.stream is not None:
             return joined(program, site, h, current(site.stream))
         return h
+
+    def linear_parts(
+        self, program: Program, site: Site, h: fx.Node, piece: nn.Module
+    ) -> list[fx.Node]:
+        """The features of h that belong to the site, and the rows of W and b that make them.
+
+        W is read by a node of its own, so that folding sees who reads the linear's.
+        """
+        weight, path = site.weight, site.module
+        if weight is None:
+            raise RuntimeError(f"{path} is no linear")
+        parts: list[fx.Node] = []
+        value = attribute(program, weight.name)
+        with after(h):
+            if weight.bias is not None:
+                parts.append(finish(program, program.graph.get_attr(weight.bias), path))
+            node = finish(program, program.graph.get_attr(weight.name), path)
+            if weight.transposed:
+                node, value = call(program, aten.t.default, (node,), path), value.T
+        rows = weight.rows
+        if weight.fused:
+            start, stop = rows[0], rows[-1] + 1
+            if rows != tuple(range(start, stop)):
+                raise RuntimeError(f"the rows of {path} are interleaved")
+            with after(node):
+                node = call(program, aten.slice.Tensor, (node, 0, start, stop), path)
+                parts = [call(program, aten.slice.Tensor, (b, 0, start, stop), path) for b in parts]
+                if site.h is weight.node:
+                    h = call(program, aten.slice.Tensor, (h, -1, start, stop), path)
+            value = value[start:stop]
+        if value.device.type != "meta" and not isinstance(value, FakeTensor):
+            piece.start(value)  # type: ignore[operator]
+        return [h, node, *parts]
 
     def scattered(self, program: Program, site: Site, delta: fx.Node, weight: Weight) -> fx.Node:
         """(..., rows) -> (..., out): the delta at its rows of a fused projection, else neutral."""

@@ -25,7 +25,13 @@ class Linear:
     @property
     def alone(self) -> bool:
         """Whether no other node reads the weight."""
-        return len(self.weight.users) == 1
+        return len(self.weight.users) == 1 and not self.other_readers
+
+    @property
+    def other_readers(self) -> list[fx.Node]:
+        """Other nodes that stand for the same weight."""
+        same = self.node.graph.find_nodes(op="get_attr", target=self.weight.target)
+        return [n for n in same if n is not self.weight]
 
 
 def linear_of(node: fx.Node) -> Linear | None:

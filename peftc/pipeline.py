@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from peftc.capture.program import Program, attribute
 from peftc.diagnostics import error
 from peftc.passes.base import Pass
 from peftc.passes.drop_dropout import DropDropout
+from peftc.passes.fold_dora import FoldDora
 from peftc.passes.fold_low_rank import FoldLowRank
 from peftc.passes.fold_reparam import FoldReparam
 from peftc.passes.fold_vector import FoldVector
@@ -190,15 +191,17 @@ def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
         piece.to(device=value.device, dtype=value.dtype)
 
 
-def fold(program: Program, *, merge: bool = True) -> tuple[Program, list[Report]]:
+def fold(program: Program, *, merge: bool | Collection[str] = True) -> tuple[Program, list[Report]]:
     """A copy of `program` that is cheaper to run and gives the same outputs.
 
     Dropouts and reparameterisations go; with `merge`, low-rank updates and vectors go into the
-    frozen weights next to them. Weights that change have storage of their own.
+    frozen weights next to them, all or those of the insertions named. Weights that change have
+    storage of their own.
     """
     pipeline = Pipeline(program.clone(pieces=True))
     passes: list[Pass] = [DropDropout(), FoldReparam()]
     if merge:
-        passes += [FoldLowRank(), FoldVector()]
+        only = None if merge is True else merge
+        passes += [FoldDora(only), FoldLowRank(only), FoldVector(only)]
     pipeline.run(passes)
     return pipeline.program, pipeline.reports

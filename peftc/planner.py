@@ -92,7 +92,10 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     for k, insertion in enumerate(spec.insert):
         places, counts = resolve(spec, k, sites, problems, notes)
         if places:
+            found = len(problems)
             check_sizes(spec, k, places, problems)
+            if len(problems) > found:
+                continue
             count = count_parameters(insertion, places, sites)
             planned.append(Planned(insertion, tuple(places), counts, count))
     unfrozen = unfrozen_names(spec, sites, problems)
@@ -165,7 +168,9 @@ def check_sizes(
 ) -> None:
     """Refuse a rank that is no reduction, and a low-rank update where no linear stands."""
     insertion = spec.insert[k]
-    if insertion.delta.kind != "low_rank":
+    if insertion.delta.kind == "pipe":
+        check_pipe(spec, k, places, problems)
+    if insertion.delta.kind not in ("low_rank", "dora"):
         return
     rank = insertion.delta.options.rank
     for place in places:
@@ -175,7 +180,8 @@ def check_sizes(
             problems.append(
                 Diagnostic(
                     "E109",
-                    f"`low_rank` needs a linear; `{place.module or place.name}` is none",
+                    f"`{insertion.delta.kind}` needs a linear; "
+                    f"`{place.module or place.name}` is none",
                     spec.span("insert", k, "at"),
                     help=("use `bottleneck` or `pipe` there",),
                 )
@@ -191,6 +197,27 @@ def check_sizes(
                     label=f"{place.role}, layer {place.layer}: {place.in_width} > {place.width}",
                     help=(f"rank must be below {limit} here; ranks above 64 rarely help",),
                 )
+            )
+            return
+
+
+def check_pipe(
+    spec: Spec, k: int, places: Sequence[Site | Attention], problems: list[Diagnostic]
+) -> None:
+    """Refuse steps that do not fit together, or that do not end with the site's features."""
+    insertion = spec.insert[k]
+    for place in places:
+        if isinstance(place, Attention):
+            continue
+        try:
+            with torch.device("meta"):
+                piece_class("pipe").at(
+                    insertion.delta.options, reading_width(insertion, place), place.width
+                )
+        except ValueError as cause:
+            where = spec.span("insert", k, "delta", "pipe") or spec.span("insert", k, "delta")
+            problems.append(
+                Diagnostic("E112", str(cause), where, notes=(f"at {place.role}, {place.module}",))
             )
             return
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peftc.api import APPLIED
 from peftc.backends.base import Exported, backend
 from peftc.capture.program import Input, Output, Program
 from peftc.diagnostics import error
@@ -28,7 +29,8 @@ def export(
     """Write `graph` for deployment: "onnx" or "torchscript".
 
     The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
-    mergeable pieces are merged; with "none" the pieces stay what they are.
+    mergeable pieces are merged, or those that the spec's `export.fold` names; with "none" the
+    pieces stay what they are.
 
     Raises:
         PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages.
@@ -39,7 +41,7 @@ def export(
     check_free(out, force=force)
     if fold not in ("auto", "none"):
         raise error("E405", f"fold: {fold}", help=("fold is auto or none",))
-    program, _ = folded(graph, merge=fold == "auto")
+    program, _ = folded(graph, merge=merged(graph, fold))
     with staged(out, force=force) as partial:
         file = target.write(program, partial, {"opset": opset})
         names = sorted(p.name for p in partial.iterdir())
@@ -56,6 +58,15 @@ def export(
         }
         (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return Exported(out, kind, file, tuple([*names, FACTS]), facts)
+
+
+def merged(graph: Program, fold: str) -> bool | list[str]:
+    """What is to be merged: what the spec's `export.fold` says, unless `fold` is "none"."""
+    if fold == "none":
+        return False
+    applied = graph.meta.get(APPLIED)
+    wanted = applied.spec.export.fold if applied and applied.spec.export else "auto"
+    return wanted if isinstance(wanted, list) else wanted == "auto"
 
 
 def described(end: Input | Output) -> dict[str, Any]:

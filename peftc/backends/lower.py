@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
 
-from peftc.capture.inputs import SIZES, example_value
+from peftc.capture.inputs import SIZES, example_value, sound_sizes
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
 
@@ -20,7 +20,8 @@ def lowered(program: Program) -> ExportedProgram:
     flat = fx.GraphModule(program, program.graph).eval()
     device = next(program.parameters()).device
     inputs = program.signature.inputs
-    values = tuple(example_value(i, SIZES, 3).to(device) for i in inputs)
+    sizes = sound_sizes(SIZES, program.signature.config)
+    values = tuple(example_value(i, sizes, 3).to(device) for i in inputs)
     shapes = tuple(
         {k: Dim.DYNAMIC for k, d in enumerate(i.dims) if isinstance(d, str)} for i in inputs
     )

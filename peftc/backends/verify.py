@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peftc.backends.base import Exported, backend
 from peftc.backends.export import read_export
-from peftc.capture.inputs import example_value
+from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
 from peftc.diagnostics import error
 from peftc.pieces.prefix import Prefix
@@ -80,7 +80,10 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
     exported = read_export(folder)
     backend(exported.kind).check_installed()
     sizes = [
-        {"batch": b, "sequence": s, "decoder_sequence": max(1, s - 1)} for b, s in shapes_for(graph)
+        sound_sizes(
+            {"batch": b, "sequence": s, "decoder_sequence": max(1, s - 1)}, graph.signature.config
+        )
+        for b, s in shapes_for(graph)
     ]
     vocabulary = getattr(graph.signature.config.get_text_config(), "vocab_size", 2) or 2
     device = next(graph.parameters()).device

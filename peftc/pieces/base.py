@@ -25,11 +25,14 @@ class Piece(nn.Module, ABC):
     """A delta: computes what is composed with the value h at a site.
 
     `reads_input` says whether forward takes the value that the insertion reads; a piece without
-    input (a vector) is only its parameters.
+    input (a vector) is only its parameters. `reads_weight`: forward takes (x, h, W, b) of the
+    linear that makes h. `mixes_tokens`: x must be (batch, length, in).
     """
 
     kind: ClassVar[str]
     reads_input: ClassVar[bool] = True
+    reads_weight: ClassVar[bool] = False
+    mixes_tokens: bool = False
 
     @classmethod
     def at(cls, options: Any, in_width: int, width: int) -> Self:

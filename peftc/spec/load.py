@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from peftc.diagnostics import Diagnostic, PeftcError, Span, error
 from peftc.spec.catalogue import names, path_of
+from peftc.spec.deltas import all_deltas
 from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.problems import diagnostics, near
-from peftc.spec.schema import Expect, Insertion, Unfreeze, Use, Written
+from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
 from peftc.spec.source import Source, parse, read_source
 
 NESTING = 8  # of `use`
@@ -36,6 +37,7 @@ class Spec:
         self.insert = tuple(insert)
         self.unfreeze = tuple(unfreeze)
         self.expect: Expect | None = written.expect
+        self.export: Export | None = written.export
         self.vars = dict(variables)
         self.source = source
         self._places = places  # for each insertion, the entry of the file it came from
@@ -56,6 +58,8 @@ class Spec:
             result["unfreeze"] = [plain(u) for u in self.unfreeze]
         if self.expect is not None:
             result["expect"] = plain(self.expect)
+        if self.export is not None:
+            result["export"] = plain(self.export)
         return result
 
     def to_yaml(self) -> str:
@@ -166,7 +170,36 @@ def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Sp
         elif part is not None:
             insert.append(part)
             places.append(k)
+    check_fold(written, insert, source)
     return Spec(written, insert, unfreeze, source, places, variables)
+
+
+def check_fold(written: Written, insert: list[Insertion], source: Source) -> None:
+    """Every id under `export.fold` is an insertion that can be merged.
+
+    Raises:
+        PeftcError: E004 for an unknown id, E402 for what has no merged form.
+    """
+    if written.export is None or not isinstance(written.export.fold, list):
+        return
+    known = {i.id: type(i.delta.options) for i in insert}
+    bad: list[Diagnostic] = []
+    for k, name in enumerate(written.export.fold):
+        span = source.span("export", "fold", k)
+        if name == "reparam" or (name in known and known[name].merges):
+            continue
+        if name in known:
+            merging = [n for n, o in all_deltas().items() if o.merges]
+            message = f"`fold: [{name}]`: a {known[name].kind} cannot be merged"
+            help = (f"only {', '.join(merging)} have a merged form",)
+            bad.append(Diagnostic("E402", message, span, help=help))
+        else:
+            help = [f"did you mean `{n}`?" for n in near(name, known)]
+            help.append(f"insertions: {', '.join(known) or 'none'}; or reparam")
+            message = f"`{name}` is no insertion of this spec"
+            bad.append(Diagnostic("E004", message, span, help=tuple(help)))
+    if bad:
+        raise PeftcError(bad)
 
 
 def entry_of(entry: Any, k: int, source: Source, bad: list[Diagnostic]) -> Insertion | Use | None:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
     create_model,
     model_validator,
 )
-from pydantic_core import CoreSchema
 
 from peftc.spec.deltas import all_deltas
 from peftc.spec.deltas.base import DeltaOptions, Strict
 from peftc.spec.layers import FORMS, Layers
+from peftc.spec.one_of import OneOf
 
 PARTS = ("q", "k", "v", "kv", "heads", "out")
 ATTENTION = tuple(f"{block}.{part}" for block in ("attn", "cross") for part in PARTS)
@@ -31,43 +30,6 @@ else:
     Role = Literal[ROLES]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Number = int | float
-
-
-class OneOf(Strict):
-    """A mapping of exactly one key, which says the kind; its bare name means no options."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {value: {}}
-        if isinstance(value, dict):
-            value = {k: {} if v is None else v for k, v in value.items()}
-            known = [k for k in value if k in cls.model_fields]
-            if len(known) == len(value) and len(value) != 1:
-                raise ValueError(f"exactly one of: {', '.join(cls.model_fields)}")
-        return value
-
-    @property
-    def kind(self) -> str:
-        """The one key."""
-        return next(iter(self.model_fields_set))
-
-    @property
-    def options(self) -> Any:
-        """What stands under the key."""
-        return getattr(self, self.kind)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        schema.update(minProperties=1, maxProperties=1)
-        mapping = dict(schema)
-        schema.clear()
-        schema.update(anyOf=[{"enum": list(cls.model_fields)}, mapping])
-        return schema
 
 
 def one_of(name: str, doc: str, options: dict[str, type[Strict]]) -> type[OneOf]:
@@ -246,6 +208,16 @@ class Expect(Strict):
         return self
 
 
+class Export(Strict):
+    """What `peftc export` does unless the command line says otherwise."""
+
+    fold: Literal["auto", "none"] | list[str] = Field(
+        "auto",
+        description="auto: merge what can be merged. none. Or the ids of what is to be merged; "
+        "`reparam` stands for prefix MLPs and prompt encoders, which always go.",
+    )
+
+
 class Written(Strict):
     """A spec as it is written."""
 
@@ -260,3 +232,4 @@ class Written(Strict):
     )
     unfreeze: list[Unfreeze] = Field(default_factory=list, description="What else is trained.")
     expect: Expect | None = Field(None, description="Counts that must hold.")
+    export: Export | None = Field(None, description="How the graph is exported.")

@@ -51,13 +51,13 @@ def test_a_static_length_captures_what_loops(mamba, tmp_path):
 
 
 def test_a_prompt_on_a_static_graph_is_refused(mamba):
-    with pytest.raises(PeftcError, match="error\\[E111\\].*does not allow it") as refusal:
+    with pytest.raises(PeftcError, match=r"error\[E111\].*does not allow it") as refusal:
         peftc.apply("prompt", mamba, static_length=9)
     assert "it is captured for exactly 9 tokens" in str(refusal.value)
 
 
 def test_a_model_without_attention_has_no_place_for_a_prefix(mamba):
-    with pytest.raises(PeftcError, match="E105.*needs attention keys and values"):
+    with pytest.raises(PeftcError, match=r"E105.*needs attention keys and values"):
         peftc.apply("ptuning2", mamba, static_length=9)
 
 

@@ -1,0 +1,47 @@
+"""A mapping of exactly one key, which says the kind of what stands under it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+from peftc.spec.deltas.base import Strict
+
+
+class OneOf(Strict):
+    """A mapping of exactly one key, which says the kind; its bare name means no options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {value: {}}
+        if isinstance(value, dict):
+            value = {k: {} if v is None else v for k, v in value.items()}
+            known = [k for k in value if k in cls.model_fields]
+            if len(known) == len(value) and len(value) != 1:
+                raise ValueError(f"exactly one of: {', '.join(cls.model_fields)}")
+        return value
+
+    @property
+    def kind(self) -> str:
+        """The one key."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def options(self) -> Any:
+        """What stands under the key."""
+        return getattr(self, self.kind)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema.update(minProperties=1, maxProperties=1)
+        mapping = dict(schema)
+        schema.clear()
+        schema.update(anyOf=[{"enum": list(cls.model_fields)}, mapping])
+        return schema
