@@ -105,13 +105,15 @@ def case(name: str, task: str) -> dict[str, Any]:
 
 def producer(facts: Any, site: Any) -> tuple[str, float] | None:
     """(module, scale) where a site's value is scale times what the module returns, or None."""
-    from peftc.dataflow.select import module_site
+    from peftc.dataflow.select import module_site, within
 
     h, scale = site.h, 1.0
     for _ in range(6):
-        whole = module_site(facts, h.meta["module"]) if h.meta.get("module") else None
-        if whole is not None and whole.h is h:
-            return h.meta["module"], scale
+        path = h.meta.get("module") or ""
+        whole = module_site(facts, path) if path else None
+        leaves = any(not within(u, path) for u in h.users)  # of a module that layers share
+        if whole is not None and facts.op[whole.h] == facts.op[h] and (whole.h is h or leaves):
+            return path, scale
         others = [a for a in h.args[1:] if isinstance(a, int | float)]
         if facts.op[h] in ("mul", "div") and len(others) == 1:
             scale = scale * others[0] if facts.op[h] == "mul" else scale / others[0]

@@ -78,7 +78,7 @@ MORE: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
     "deepseek_v2": {"head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note_text": PER_LAYER,
+    "dots3_note_text": {**PER_LAYER, "head_dim": 16},
     "encoder-decoder": {
         "decoder": {
             **{k: v for k, v in SIZES.items() if k in BERT},
@@ -133,6 +133,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [12, 20], "axial_pos_shape": [10, 16]},
     "roc_bert": {"pronunciation_vocab_size": 60, "shape_vocab_size": 70},
+    "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }
 

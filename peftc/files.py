@@ -65,6 +65,25 @@ def check_free(folder: Path, *, force: bool = False) -> None:
         )
 
 
+def write_text(path: Path, text: str, *, force: bool = False) -> None:
+    """Write one file, beside first and then renamed into place.
+
+    Raises:
+        PeftcError: E306 where it exists and `force` is not given, E503 where it cannot be written.
+    """
+    if path.exists() and not force:
+        raise error(
+            "E306", f"{path} exists", help=("choose another name, or overwrite it with --force",)
+        )
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as cause:
+        partial.unlink(missing_ok=True)
+        raise error("E503", f"cannot write {path}: {cause.strerror or cause}") from cause
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

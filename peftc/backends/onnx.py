@@ -42,7 +42,7 @@ class Onnx(Backend):
         opset = options.get("opset") or OPSETS[-1]
         if opset not in OPSETS:
             raise error(
-                "E402",
+                "E407",
                 f"opset {opset} is not supported",
                 help=(f"opsets: {', '.join(map(str, OPSETS))}",),
             )

@@ -31,7 +31,8 @@ def check_sizes(program: Program, model: Any, example: Example) -> None:
     """
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
     vocabulary = getattr(text, "vocab_size", 2) or 2
-    longest = getattr(text, "max_position_embeddings", None) or SIZES[-1]["sequence"]
+    longest = getattr(text, "max_position_embeddings", None) or 0
+    longest = longest if longest > 0 else SIZES[-1]["sequence"]
     device = next(model.parameters()).device
     for size in SIZES:
         fitted = {n: min(s, int(longest)) for n, s in size.items()}

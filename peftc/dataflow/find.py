@@ -241,7 +241,9 @@ class Finder:
         downs = facts.frontier(block.term, block.region)
         if not downs or any(d.node in used for d in downs):
             return []
-        down = downs[-1]
+        experts = [d for d in downs if d.routed]
+        whole = [d for d in downs if d.width == feature_width(block.term)]
+        down = (experts or whole or downs)[-1]  # routers and gates beside it are narrow
         ups = [p for p in facts.frontier(down.x, block.region) if p.node not in used]
         if not ups:
             return []

@@ -54,7 +54,7 @@ def train(
         raise error("E403", "training needs accelerate", help=("pip install 'peftc[train]'",))
     if not trainable(graph):
         raise error(
-            "E107",
+            "E108",
             "the graph has nothing to train",
             help=("add an insertion or `unfreeze` to the spec",),
         )

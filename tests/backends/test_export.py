@@ -115,7 +115,7 @@ def test_unknown_targets_and_opsets_are_refused(tmp_path):
         "  = help: did you mean `onnx`?\n"
         "  = help: targets: onnx, torchscript"
     )
-    with pytest.raises(PeftcError, match=r"E402.*opset 23"):
+    with pytest.raises(PeftcError, match=r"E407.*opset 23"):
         peftc.export(graph, "onnx", tmp_path / "out", opset=23)
 
 

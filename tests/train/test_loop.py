@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_and_is_the_same_under_a_seed():
 
 
 def test_a_graph_with_nothing_to_train_is_refused():
-    with pytest.raises(PeftcError, match=r"error\[E107\]"):
+    with pytest.raises(PeftcError, match=r"error\[E108\]"):
         train(zoo.captured("bert", "sequence-classification").clone(), Rows([]), pad=0, steps=1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from peftc.cli.options import (
     Force,
     Json,
     Labels,
-    ModelArgument,
     Offline,
     RandomWeights,
     Revision,
@@ -33,7 +32,10 @@ ORDER = 5
 
 def apply(
     spec: SpecArgument,
-    model: ModelArgument,
+    model: Annotated[
+        str | None, typer.Argument(help="A folder or a hub name; a plan names its own.")
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="The artifact folder to write.")],
     set: Set = None,
     task: Task = None,
@@ -50,10 +52,26 @@ def apply(
     json: Json = False,
 ) -> None:
     """Rewrite a model as the spec says, and write the artifact: only what is trained."""
+    from peftc.diagnostics import error
     from peftc.files import check_free
+    from peftc.plan_file import check_plan, is_plan, read_plan
     from peftc.spec import load_spec
 
-    resolved = load_spec(spec, set=assignments(set))
+    options: dict[str, Any] = {
+        "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
+        "attn": attn, "static_length": static_length,
+    }  # fmt: skip
+    planned = None
+    if is_plan(spec):
+        resolved, planned = read_plan(spec)
+        options |= {k: v for k, v in planned["options"].items() if options[k] is None}
+        if set:
+            raise error("E008", "a plan is resolved: give --set to `peftc plan`")
+    else:
+        resolved = load_spec(spec, set=assignments(set))
+    if options["model"] is None:
+        raise error("E008", "no model is given", help=("peftc apply SPEC MODEL -o DIR",))
+    model = str(options["model"])
     check_free(out, force=force)
     import peftc
     from peftc.api import APPLIED
@@ -62,14 +80,16 @@ def apply(
     start = time.perf_counter()
     with progress(f"loading {model}"):
         loaded = open_model(
-            model, task=task, labels=labels, revision=revision, dtype=dtype, attn=attn,
-            trust=trust, offline=offline, random_weights=random_weights,
+            model, trust=trust, offline=offline, random_weights=random_weights,
+            **{k: v for k, v in options.items() if k not in ("model", "static_length")},
         )  # fmt: skip
     steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))
     start = time.perf_counter()
     with progress("capturing and rewriting"):
-        graph = peftc.apply(resolved, loaded, seed=seed, static_length=static_length)
+        graph = peftc.apply(resolved, loaded, seed=seed, static_length=options["static_length"])
     applied = graph.meta[APPLIED]
+    if planned is not None:
+        check_plan(planned, applied.plan, graph.signature.config, spec)
     applied.reference = model
     applied.random_weights = random_weights
     count = sum(len(i["sites"]) for i in applied.plan["insertions"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from peftc.cli.console import complain, emit, progress, say, table
 from peftc.cli.options import (
     Attn,
+    Dtype,
+    Force,
     Json,
     Labels,
     ModelArgument,
@@ -37,6 +40,13 @@ def plan(
     static_length: StaticLength = None,
     trust: Trust = False,
     offline: Offline = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Save the plan, for `peftc apply`.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw it as a page of its own.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw it as a picture.")] = None,
+    dtype: Dtype = None,
+    force: Force = False,
     all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     json: Json = False,
 ) -> None:
@@ -48,14 +58,44 @@ def plan(
     with progress(f"capturing {model}"):
         loaded = open_model(
             model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
-            offline=offline, weights=False,
+            offline=offline, dtype=dtype, weights=False,
         )  # fmt: skip
         made = peftc.plan(resolved, loaded, static_length=static_length)
+    options = {
+        "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
+        "attn": attn, "static_length": static_length,
+    }  # fmt: skip
+    written = write(made, options, out, html, svg, force=force)
     if json:
-        emit(made.to_json())
+        emit({**made.to_json(), "written": [str(p) for p in written]})
         return
     print_plan(made, spec, model, all_sites)
-    say(f"Next:  peftc apply {spec} {model} -o out/")
+    for path in written:
+        say(f"wrote {path}")
+    say(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
+
+
+def write(
+    made: Any,
+    options: dict[str, Any],
+    out: Path | None,
+    html: Path | None,
+    svg: Path | None,
+    *,
+    force: bool,
+) -> list[Path]:
+    """Write the plan's files that were asked for."""
+    from peftc.files import write_text
+    from peftc.picture import page, picture
+    from peftc.plan_file import save_plan
+
+    if out is not None:
+        save_plan(made, out, options, force=force)
+    if html is not None:
+        write_text(html, page(made, str(options["model"])), force=force)
+    if svg is not None:
+        write_text(svg, picture(made), force=force)
+    return [p for p in (out, html, svg) if p is not None]
 
 
 def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> None:

@@ -104,13 +104,23 @@ def cp(
     if file.exists():
         raise error("E306", f"{file} exists", help=("give another name",))
     try:
-        file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        file.write_text(with_modeline(source.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as cause:
         raise error("E503", f"cannot write {file}: {cause.strerror or cause}") from cause
     if json:
         emit({"ok": True, "out": str(file)})
     else:
         say(f"wrote {file}.  Next:  peftc check {file}")
+
+
+def with_modeline(text: str) -> str:
+    """A spec's text, its first line naming the installed schema: editors complete offline."""
+    from peftc.spec.json_schema import MODELINE, schema_path
+
+    lines = text.splitlines(keepends=True)
+    if lines and lines[0].startswith(MODELINE):
+        del lines[0]
+    return f"{MODELINE}{schema_path().resolve().as_uri()}\n{''.join(lines)}"
 
 
 @app.command("diff")
