@@ -26,7 +26,7 @@ STAGES = {
 TITLES = {"attn": "self-attention", "cross": "cross-attention", "ffn": "feed-forward",
           "mixer": "mixer"}  # fmt: skip
 LABELS = {"kv": "softmax(q k)", "heads": "heads", "act": "act"}
-BOX, HIGH, GAP, LEFT, STEP = 96, 34, 44, 150, 46
+BOX, HIGH, GAP, LEFT, STEP = 116, 34, 36, 150, 46
 
 
 @dataclass
@@ -126,13 +126,15 @@ def draw(drawing: Drawing, group: Group) -> None:
     top = drawing.y
     kinds = [k for k in STAGES if any(r.startswith(f"{k}.") for r in group.places)]
     count = len(group.layers)
-    name = f"{group.stack} layers {spans(list(group.layers))}".strip()
-    drawing.text(LEFT, top + 14, f"{name}   x{count}" if count > 1 else name, "title")
+    name = f"{group.stack} layer{'s' if count > 1 else ''} {spans(list(group.layers))}".strip()
+    drawing.text(LEFT, top + 14, f"{name}, x{count}" if count > 1 else name, "title")
     drawing.y += 26
+    first = len(drawing.parts)
     for kind in kinds:
         block(drawing, group, kind)
     after(drawing, group)
     drawing.line((68, top), (68, drawing.y), kind="line stream")
+    drawing.parts.insert(first, drawing.parts.pop())  # behind the sums that stand on it
 
 
 def block(drawing: Drawing, group: Group, kind: str) -> None:
@@ -166,7 +168,8 @@ def block(drawing: Drawing, group: Group, kind: str) -> None:
             planned = next(p for _, p in marked if id(p) == identity)
             roles = [r.split(".")[1] for r, p in marked if p is planned]
             y = top + 30 + rows * STEP + n * STEP - 4
-            drawing.line((x + BOX / 2, y), (x + BOX / 2, y - 12))
+            bottom = middle + len(stage) * STEP / 2 - STEP + 6 + HIGH
+            drawing.line((x + BOX / 2, y), (x + BOX / 2, bottom))
             label = f"{planned.insertion.delta.kind} at {', '.join(roles)}"
             drawing.box(x, y, "piece", planned.insertion.id, label, planned.insertion.id)
         x += BOX + GAP
@@ -233,7 +236,7 @@ def card(plan: Plan, k: int, planned: Planned) -> str:
     )
     return (
         f'<section id="{escape(insertion.id)}"><h2>{escape(insertion.id)}</h2>'
-        f"<code>h &larr; {escape(type(insertion.delta.options).formula)}</code> &nbsp; "
+        f"<code>h &larr; {escape(insertion.formula)}</code> &nbsp; "
         f"{planned.parameters:,} parameters"
         f"<table><tr><th>site</th><th>layers</th><th>module</th><th>features</th></tr>{rows}"
         f"</table><pre>{escape(lines_of(plan, insertion.id))}</pre></section>"

@@ -1,4 +1,4 @@
-"""Forty types that span what transformers do: every insertion on each, against references.
+"""Forty-two types that span what transformers do: every insertion on each, against references.
 
 The sweep over all types is benchmarks/coverage.py; this is the part of it that always runs.
 """
@@ -22,6 +22,7 @@ TYPES = {
     "gpt2": "Conv1D, fused projections",
     "gpt_bigcode": "multi-query attention",
     "gpt_neox": "interleaved fused projections, parallel blocks",
+    "gpt_neox_japanese": "written-out attention with flattened heads and a cache",
     "gptj": "parallel blocks, table of angles",
     "falcon": "parallel blocks, multi-query",
     "bloom": "distance biases, flattened heads",

@@ -22,8 +22,9 @@ def parameters(facts: Facts, ends: list[fx.Node]) -> dict[str, tuple[str, ...]]:
     """{"norm": names, "bias": names, "head": names, "embed": names}, in the graph's order.
 
     The head is what the task added to the base model; of a model that does not tell its base, it
-    is what stands behind the residual streams' `ends`, norms aside.
+    is what stands behind the last of the residual streams' `ends`, norms aside.
     """
+    ends = [e for e in ends if not any(e is not o and facts.is_ancestor(e, o) for o in ends)]
     roles: dict[str, list[str]] = {"norm": [], "bias": [], "head": [], "embed": []}
     task = facts.program.signature.task_parameters
     lookups = [n for n in facts.nodes if facts.op[n] == "embedding"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -36,17 +37,21 @@ def diagnostics(
         inside = any(e is not one and e["loc"][: len(around)] == around for e in errors)
         if one["type"] == "literal_error" and isinstance(one["input"], dict) and around and inside:
             continue  # the other branch of a union says what is wrong inside
-        where = in_file(prefix, one["loc"], source)
+        names_key = one["type"] in ("missing", "extra_forbidden")
+        where = in_file(prefix, one["loc"], source, names_key=names_key)
         found.append(diagnostic(one, where, source, keys_at(model, one["loc"][:-1])))
     return deduplicated(found)
 
 
-def in_file(prefix: tuple, loc: tuple, source: Source) -> tuple:
-    """Pydantic's location as the file has it: tags of unions and implied lists left out."""
+def in_file(prefix: tuple, loc: tuple, source: Source, *, names_key: bool) -> tuple:
+    """Pydantic's location as the file has it: tags of unions and implied lists left out.
+
+    `names_key` says that the last part is a key that the file may lack.
+    """
     where = prefix
     for k, part in enumerate(loc):
         known = (*where, part) in source.values or (*where, part) in source.keys
-        if known or (k == len(loc) - 1 and isinstance(part, str) and part.isidentifier()):
+        if known or (names_key and k == len(loc) - 1):
             where = (*where, part)
     return where
 
@@ -109,15 +114,35 @@ def deduplicated(found: list[Diagnostic]) -> list[Diagnostic]:
         for d in found
         if d.code == "E003" and d.help[0].startswith("did you mean")
     }
-    chosen = {d.span for d in found if d.code == "E004"}
+    chosen = {d.span: d for d in found if d.code == "E004"}
     kept: dict[Any, Diagnostic] = {}
     for d in found:
         if d.code == "E005" and any(d.message == f"`{m}` is missing" for m in misspelt):
             continue
         if d.code == "E005" and d.span in chosen:
+            if ": input should be" in d.message:  # the number that may stand there as well
+                choice = chosen[d.span]
+                also = f"or a number that is{d.message.partition('should be')[2].partition(',')[0]}"
+                kept[choice.span] = replace(choice, help=(*choice.help, also))
             continue
-        kept.setdefault((d.code, d.span, d.message), d)
+        before = kept.get(d.span)
+        if d.code == "E005" and before is not None and " is " in d.message:
+            kept[d.span] = either(before, d)
+        else:
+            kept.setdefault(d.span if d.code in ("E004", "E005") else (d.span, d.message), d)
     return list(kept.values())
+
+
+def either(a: Diagnostic, b: Diagnostic) -> Diagnostic:
+    """Two branches of a union that both refuse a value, as one mistake."""
+    subject, _, kinds = a.message.partition(" is ")
+    wanted, _, given = kinds.rpartition(", not ")
+    other, _, value = b.message.removeprefix(f"{subject} is ").rpartition(", not ")
+    if value != given or wanted == other or not wanted or not b.message.startswith(subject):
+        return a
+    wanted = wanted.replace("a whole number", "a number")
+    text = wanted if other in ("a number", "a whole number") else f"{wanted} or {other}"
+    return replace(a, message=f"{subject} is {text}, not {given}")
 
 
 def keys_at(model: type, loc: tuple) -> list[str]:

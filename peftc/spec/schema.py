@@ -138,6 +138,20 @@ class Insertion(Strict):
         """`compose`, which is always there in a resolved insertion."""
         return self.compose or Compose.model_validate(type(self.delta.options).composes[0])
 
+    @property
+    def formula(self) -> str:
+        """What h becomes, with this insertion's own activation, scale and input."""
+        options, compose = self.delta.options, self.composition
+        text = options.formula.replace("(x)", f"({self.reads})" if self.reads else "(x)")
+        text = text.replace("act(", f"{getattr(options, 'act', 'act')}(")
+        if compose.kind == "gate":
+            return f"(1-g)*h + g*{text.removeprefix('h + ')}"
+        if compose.kind == "add":
+            scale = f"{compose.options.scale:g}*" if compose.options.scale != 1 else ""
+            text = text.replace("h + s*", "h + ").replace("h * l", "h + l")
+            return text.replace("h + ", f"h + {scale}", 1)
+        return text
+
     READS: ClassVar[dict[str | None, str | None]] = {"sequential": "h", "parallel": "x", None: None}
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import torch
 import zoo
 from torch import fx
 
+from peftc.capture import capture
 from peftc.dataflow import find_sites
 from peftc.dataflow.report import absent_roles, report
 
@@ -135,3 +136,25 @@ def test_the_report_names_modules_with_their_layers():
     assert rows["attn.v"]["layers"] == "0-2"
     assert rows["attn.kv"]["width"] == "2 x 10"
     assert "cross.kv" in absent_roles(sites)
+
+
+def test_a_language_model_has_no_head_that_the_task_added():
+    """T5 does not name its base: what stands behind the encoder is no head."""
+    sites = find_sites(zoo.captured("t5", "seq2seq-lm").clone())
+    assert sites.parameters["head"] == ()
+    assert find_sites(zoo.captured("gpt2", "causal-lm").clone()).parameters["head"] == ()
+
+
+def test_sites_of_one_role_in_one_layer_have_names_of_their_own():
+    """MobileBERT stacks feed-forwards in a layer."""
+    from transformers import MobileBertConfig, MobileBertModel
+
+    config = MobileBertConfig(
+        vocab_size=50, hidden_size=24, embedding_size=12, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=20, intra_bottleneck_size=16,
+        num_feedforward_networks=3, true_hidden_size=16,
+    )  # fmt: skip
+    sites = find_sites(capture(MobileBertModel(config).eval()))
+    names = [s.name for s in sites.sites]
+    assert len(set(names)) == len(names)
+    assert sum(n.startswith("layer0_ffn_out") for n in names) > 3

@@ -148,11 +148,22 @@ def test_a_mask_that_layers_share_is_padded_once():
 
 
 def test_an_attention_that_a_prefix_cannot_enter_is_refused():
-    """BLOOM flattens heads into the batch before its scores."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    from peftc.diagnostics import PeftcError
-
-    config = BloomConfig(vocab_size=50, hidden_size=24, n_layer=2, n_head=4)
-    with pytest.raises(PeftcError, match=r"error\[E110\]: a prefix cannot be put into"):
-        peftc.apply(PREFIX, BloomForCausalLM(config).eval())
+    """A step between scores and softmax that is neither a scale nor a mask."""
+    model = zoo.build("bert")
+    model.set_attn_implementation("eager")
+    program = capture(model)
+    softmax = next(n for n in program.graph.nodes if n.target is torch.ops.aten.softmax.int)
+    scores = softmax.args[0]
+    with program.graph.inserting_before(softmax):
+        step = program.graph.call_function(torch.ops.aten.nan_to_num.default, (scores,))
+    step.meta = dict(scores.meta)
+    softmax.replace_input_with(scores, step)
+    program.recompile()
+    with pytest.raises(peftc.PeftcError) as refusal:
+        peftc.apply(PREFIX, program)
+    assert str(refusal.value) == (
+        "error[E110]: a prefix cannot be put into the attention of "
+        "encoder.layer.0.attention.self: `aten.nan_to_num.default` is an unknown step on its scores\n"
+        "  = help: --attn sdpa, where the model has it\n"
+        "  = help: a prompt, an adapter or LoRA instead"
+    )

@@ -57,6 +57,25 @@ MISTAKES = [
     (ONE + DELTA + "    form: serial\n", "E004", 8, 11, "`serial` is not a valid `form`"),
     (ONE + DELTA + "    optional: maybe\n", "E005", 8, 15, "true or false"),
     (ONE + "    delta: {prefix: {tokens: 4}}\n", "E010", 5, 5, "`prefix` cannot stand at ffn.out"),
+    (ONE + "    delta: {pipe: {act: relu}}\n", "E005", 7, 19, "`pipe` is a list of steps"),
+    (ONE + "    delta: {pipe: []}\n", "E005", 7, 19, "`pipe`: list should have at least 1 item"),
+    (ONE + "    delta: {pipe: [{linaer: {out: 3}}]}\n", "E003", 7, 21, "unknown key `linaer`"),
+    (ONE + "    delta: {pipe: [{linear: {ot: 3}}]}\n", "E003", 7, 30, "unknown key `ot`"),
+    (
+        ONE + "    delta: {pipe: [{linear: {out: 0}}]}\n",
+        "E004",
+        7,
+        35,
+        "or a number that is greater",
+    ),
+    (ONE + "    delta: {pipe: [{act: swish}]}\n", "E004", 7, 26, "`swish` is not a valid `act`"),
+    (ONE + "    delta: {pipe: [{conv1d: {kernel: 2}}]}\n", "E005", 7, 29, "needs an odd kernel"),
+    (ONE + "    delta: {pipe: [{scale: x}]}\n", "E005", 7, 28, "a number or a mapping, not 'x'"),
+    (ONE + "    delta: {pipe: [{residual: [{act: gelo}]}]}\n", "E004", 7, 38, "mean `gelu`"),
+    (ONE + "    delta: {pipe: [{act: relu, norm: rms}]}\n", "E005", 7, 20, "exactly one of"),
+    (ONE + DELTA + "export: {fold: [b]}\n", "E004", 8, 17, "`b` is no insertion of this spec"),
+    (ONE + DELTA + "export: {fold: [a]}\n", "E402", 8, 17, "a bottleneck cannot be merged"),
+    (ONE + DELTA + "export: {flod: [a]}\n", "E003", 8, 10, "did you mean `fold`"),
     (
         ONE + "    delta: {low_rank: {rank: 4}}\n",
         "E010",
@@ -87,7 +106,7 @@ def test_a_mistake_is_refused_at_its_place(case, tmp_path):
     ]
     assert (code, line, column) in found, str(caught.value)
     assert message in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == (6 if code == "E402" else 2)
 
 
 def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):

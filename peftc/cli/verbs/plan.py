@@ -125,10 +125,9 @@ def insertion_row(p: Any) -> tuple[str, ...]:
     """One insertion."""
     from peftc.dataflow.report import spans
 
-    facts = type(p.insertion.delta.options)
     at = ", ".join(p.counts)
     return (
-        "+", p.insertion.id, at, spans(list(p.layers)), str(len(p.places)), facts.formula,
+        "+", p.insertion.id, at, spans(list(p.layers)), str(len(p.places)), p.insertion.formula,
         f"{p.parameters:,}",
     )  # fmt: skip
 

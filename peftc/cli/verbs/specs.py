@@ -41,7 +41,7 @@ def ls(json: Json = False) -> None:
                 "name": name,
                 "about": spec.about,
                 "sites": [str(s) for s in sites],
-                "h_becomes": list(dict.fromkeys(f.formula for f in facts)),
+                "h_becomes": list(dict.fromkeys(i.formula for i in spec.insert)),
                 "unfreezes": [u.role or u.module for u in spec.unfreeze],
                 "merges": bool(facts) and all(f.merges for f in facts),
             }
