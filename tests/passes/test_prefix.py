@@ -163,7 +163,8 @@ def test_an_attention_that_a_prefix_cannot_enter_is_refused():
         peftc.apply(PREFIX, program)
     assert str(refusal.value) == (
         "error[E110]: a prefix cannot be put into the attention of "
-        "encoder.layer.0.attention.self: `aten.nan_to_num.default` is an unknown step on its scores\n"
+        "encoder.layer.0.attention.self: `aten.nan_to_num.default` is an unknown step "
+        "on its scores\n"
         "  = help: --attn sdpa, where the model has it\n"
         "  = help: a prompt, an adapter or LoRA instead"
     )
