@@ -119,34 +119,69 @@ anything = st.recursive(
 )
 
 
+widths = st.integers(1, 64)
+steps = st.recursive(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"linear": st.fixed_dictionaries(
+                {"out": st.one_of(widths, st.just("same"))},
+                optional={"rank": widths, "init": st.sampled_from(["default", "zeros"])},
+            )}
+        ),
+        st.fixed_dictionaries({"act": st.sampled_from(["relu", "gelu", "identity"])}),
+        st.fixed_dictionaries({"norm": st.sampled_from(["layer", "rms"])}),
+        st.fixed_dictionaries({"dropout": st.floats(0, 0.9)}),
+        st.fixed_dictionaries(
+            {"scale": st.one_of(st.integers(-3, 3), st.floats(-2, 2), st.just({"init": 0.5}))}
+        ),
+        st.fixed_dictionaries(
+            {"conv1d": st.fixed_dictionaries(
+                {"kernel": st.sampled_from([1, 3, 5])}, optional={"groups": widths}
+            )}
+        ),
+    ),
+    lambda inner: st.fixed_dictionaries({"residual": st.lists(inner, min_size=1, max_size=3)}),
+    max_leaves=6,
+)  # fmt: skip
+
+
 @st.composite
 def valid_specs(draw):
     insertions = []
     for k in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["bottleneck", "low_rank", "vector", "prefix", "prompt"]))
-        size = draw(st.integers(1, 64))
+        kind = draw(st.sampled_from(sorted(all_deltas())))
+        size = draw(widths)
         at, delta = {
             "bottleneck": (["attn.out", "ffn.out", "block.out"], {"dim": size}),
             "low_rank": (["attn.q", "ffn.up", "ffn.down"], {"rank": size}),
             "vector": (["attn.k", "ffn.act"], {}),
             "prefix": (["attn.kv", "cross.kv"], {"tokens": size}),
             "prompt": (["embed.out"], {"tokens": size}),
+            "dora": (["attn.v", "cross.q"], {"rank": size, "scale": 2}),
+            "pipe": (["mixer.out", "ffn.act"], draw(st.lists(steps, min_size=1, max_size=4))),
         }[kind]
         entry = {"id": f"i{k}", "at": draw(st.sampled_from(at)), "delta": {kind: delta}}
         if draw(st.booleans()):
             entry["layers"] = draw(st.sampled_from(["all", "odd", "0-1", "last 1", [0]]))
+        if kind in ("bottleneck", "pipe") and draw(st.booleans()):
+            composes = ["add", "gate", {"add": {"scale": 2.5}}, {"gate": {"per": "channel"}}]
+            entry["compose"] = draw(st.sampled_from(composes))
         insertions.append(entry)
-    return {"peftc": 1, "name": draw(words), "insert": insertions}
+    spec = {"peftc": 1, "name": draw(words), "insert": insertions}
+    if draw(st.booleans()):
+        merging = [i["id"] for i in insertions if set(i["delta"]) & {"low_rank", "dora", "vector"}]
+        spec["export"] = {"fold": draw(st.sampled_from(["auto", "none", merging, ["reparam"]]))}
+    return spec
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(valid_specs())
 def test_valid_specs_are_accepted_and_round_trip(data):
     spec = load_spec(data)
     assert load_spec(yaml.safe_load(spec.to_yaml())) == spec
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(valid_specs(), st.data())
 def test_mutated_specs_are_accepted_whole_or_refused_with_a_place(data, draw):
     target = draw.draw(st.sampled_from(["top", "entry", "delta"]))
