@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tiny import known
 from torch import Tensor
 from torch.nn import functional
 
@@ -237,7 +238,7 @@ def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
 
 def windowed(config: Any, length: int) -> bool:
     """Whether some layer sees fewer tokens than there are: a cached prefix would leave its view."""
-    sizes = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+    sizes = [known(config, n) for n in ("sliding_window", "attention_chunk_size")]
     return any(isinstance(n, int) and n < length + 8 for n in sizes)
 
 

@@ -38,6 +38,11 @@ def main() -> None:
         report = peftc.verify(again, f"{folder}/onnx")
     if not report.ok:
         raise SystemExit(f"the exported file differs: {report}")
+    from peftc.cli.main import run
+    from peftc.spec.json_schema import schema_path
+
+    if run(["explain", "E101"]) != 0 or not schema_path().is_file():
+        raise SystemExit("the wheel lacks its explanations or its schema")
     print(f"wheel works: {home}")  # noqa: T201
 
 

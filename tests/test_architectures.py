@@ -54,6 +54,7 @@ TYPES = {
 }
 # The plain model cannot be asked for these: no cache, or one with another meaning.
 NO_REFERENCE = {
+    "gpt_neox_japanese": {"bottleneck"},
     "bloom": {"prefix"},
     "deberta-v2": {"prefix"},
     "distilbert": set(),

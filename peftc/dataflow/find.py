@@ -125,7 +125,7 @@ class Finder:
         embeddings = self.embeddings(first)
         order = self.facts.index
         sites.sort(key=lambda s: order[s.h])
-        sites = numbered(sites)
+        sites = numbered(distinct(sites))
         return Sites(
             program=self.program,
             sites=tuple([e.site for e in embeddings] + sites),
@@ -433,6 +433,25 @@ def numbered_path(path: str) -> str:
     parts = path.split(".")
     number = next((k for k, part in enumerate(parts) if part.isdigit()), None)
     return "" if number is None else ".".join(parts[: number + 1])
+
+
+def distinct(sites: list[Site]) -> list[Site]:
+    """One site for a value, with all its readers: a branch may join the stream in two sums."""
+    found: dict[tuple[str, fx.Node], Site] = {}
+    for site in sites:
+        key = (site.role, site.h)
+        before = found.get(key)
+        if before is not None and before.width == site.width and rows_of(before) == rows_of(site):
+            readers = tuple(dict.fromkeys((*before.readers, *site.readers)))
+            found[key] = replace(before, readers=readers)
+        else:
+            found[key if before is None else (f"{site.role} {len(found)}", site.h)] = site
+    return list(found.values())
+
+
+def rows_of(site: Site) -> tuple[int, ...] | None:
+    """The output features of a fused linear that a site is."""
+    return site.weight.rows if site.weight is not None else None
 
 
 def numbered(sites: list[Site]) -> list[Site]:

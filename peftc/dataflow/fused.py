@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from peftc.capture.program import attribute
 from peftc.dataflow.facts import Facts, Projection
 
 LAYOUT = frozenset(
@@ -29,6 +30,7 @@ LAYOUT = frozenset(
         "contiguous",
         "alias",
         "narrow",
+        "index",
     ]
 )
 
@@ -47,7 +49,7 @@ def part_of(
     for node in facts.of(path):
         source = node.args[0] if node.args else None
         if facts.op[node] in LAYOUT and source in numbers:
-            value = replay(node, numbers[source])  # type: ignore[index]
+            value = replay(facts, node, numbers[source])  # type: ignore[index]
             if value is not None:
                 numbers[node] = value
     reached: set[int] = set()
@@ -74,12 +76,14 @@ def numbered(projection: Projection) -> Tensor:
     return torch.arange(projection.width).reshape(*[1] * (dims - 1), projection.width)
 
 
-def replay(node: fx.Node, value: Any) -> Any:
+def replay(facts: Facts, node: fx.Node, value: Any) -> Any:
     """The node's layout change on feature numbers; None where it is not one."""
 
     def number(a: Any) -> Any:
         if isinstance(a, fx.Node):
-            return value if a is node.args[0] else size_of_one(a.meta["val"])
+            if a is node.args[0]:
+                return value
+            return constant(facts, a) if facts.is_tensor(a) else size_of_one(a.meta["val"])
         if isinstance(a, list | tuple):
             return type(a)(map(number, a))
         return a
@@ -88,6 +92,19 @@ def replay(node: fx.Node, value: Any) -> Any:
         return node.target(*map(number, node.args), **node.kwargs)  # type: ignore[operator]
     except (RuntimeError, IndexError, TypeError):
         return None
+
+
+def constant(facts: Facts, node: fx.Node) -> Tensor:
+    """The tensor of a constant index: heads chosen by a list.
+
+    Raises:
+        TypeError: where it is none.
+    """
+    while node.op != "get_attr":
+        if facts.op[node] not in ("clone", "alias", "_to_copy", "detach"):
+            raise TypeError(f"{node} is not constant")
+        node = node.all_input_nodes[0]
+    return attribute(facts.program, str(node.target))
 
 
 def size_of_one(value: Any) -> int:

@@ -113,7 +113,7 @@ def test_train(capsys, artifact, tmp_path):
     ("args", "code", "text"),
     [
         (["aply"], 2, "did you mean `apply`?"),
-        (["apply", "lora"], 2, "missing argument 'model'"),
+        (["apply", "lora"], 2, "missing option '-o'"),
         (["check", "nope"], 2, "error[E006]: `nope` is neither a shipped spec nor a file"),
         (["plan", "lora", "./nowhere"], 4, "error[E205]: ./nowhere: no such folder"),
         (["plan", "lora", "{model}", "--set", "rnk=2"], 2, "error[E007]"),
