@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -10,6 +10,7 @@ from peftc.capture.program import Program
 from peftc.dataflow.attention import PRODUCTS, Core, cores
 from peftc.dataflow.facts import Facts, Projection, feature_width
 from peftc.dataflow.fused import part_of, size_of_one
+from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
 from peftc.dataflow.positions import COUNTERS, positions
 from peftc.dataflow.residual import Residual, residuals
@@ -426,39 +427,3 @@ class Finder:
     def path(node: fx.Node) -> str:
         """The module path of a node."""
         return node.meta.get("module", "")
-
-
-def numbered_path(path: str) -> str:
-    """A module path as far as its first number: "encoder.layers.0"."""
-    parts = path.split(".")
-    number = next((k for k, part in enumerate(parts) if part.isdigit()), None)
-    return "" if number is None else ".".join(parts[: number + 1])
-
-
-def distinct(sites: list[Site]) -> list[Site]:
-    """One site for a value, with all its readers: a branch may join the stream in two sums."""
-    found: dict[tuple[str, fx.Node], Site] = {}
-    for site in sites:
-        key = (site.role, site.h)
-        before = found.get(key)
-        if before is not None and before.width == site.width and rows_of(before) == rows_of(site):
-            readers = tuple(dict.fromkeys((*before.readers, *site.readers)))
-            found[key] = replace(before, readers=readers)
-        else:
-            found[key if before is None else (f"{site.role} {len(found)}", site.h)] = site
-    return list(found.values())
-
-
-def rows_of(site: Site) -> tuple[int, ...] | None:
-    """The output features of a fused linear that a site is."""
-    return site.weight.rows if site.weight is not None else None
-
-
-def numbered(sites: list[Site]) -> list[Site]:
-    """Sites of one role, stack and layer told apart by their order, so that names are unique."""
-    seen: dict[str, int] = {}
-    found = []
-    for site in sites:
-        seen[site.name] = seen.get(site.name, -1) + 1
-        found.append(replace(site, order=seen[site.name]))
-    return found
