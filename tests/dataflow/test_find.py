@@ -158,3 +158,27 @@ def test_sites_of_one_role_in_one_layer_have_names_of_their_own():
     names = [s.name for s in sites.sites]
     assert len(set(names)) == len(names)
     assert sum(n.startswith("layer0_ffn_out") for n in names) > 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_branch_that_joins_the_stream_in_two_sums_is_one_site():
+    """NeoMME adds a feed-forward's value to the stream twice; it is adapted once."""
+    import tiny
+
+    sites = find_sites(capture(tiny.build("neomme", "masked-lm")))
+    assert [s.name for s in sites.sites if s.role == "ffn.down"] == [
+        "layer0_ffn_down",
+        "layer1_ffn_down",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_heads_chosen_by_a_list_are_parts_of_a_fused_projection():
+    """Falcon takes its one key and its one value head by [[-2]] and [[-1]]."""
+    import tiny
+
+    sites = find_sites(capture(tiny.build("falcon", "causal-lm")))
+    first = {s.role: s.weight.rows for s in sites.sites if s.layer == 0 and s.weight}
+    assert first["attn.q"] == tuple(range(32))
+    assert first["attn.k"] == tuple(range(32, 40))
+    assert first["attn.v"] == tuple(range(40, 48))
