@@ -11,7 +11,7 @@ from torch import fx
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
-from peftc.passes.linears import linear_of, widths_of_split
+from peftc.passes.linears import maker_of
 from peftc.pieces.dora import Dora
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ class FoldDora(Pass):
 def merge(program: Program, piece: fx.Node, module: Dora) -> None:
     """Merge one update where that keeps the outputs."""
     add = next(iter(piece.users))
-    rows = slice(None)
+    rows = None
     if add.target is aten.constant_pad_nd.default and len(add.users) == 1:
         start: int = add.args[1][0]  # type: ignore[index,assignment]
         rows = slice(start, start + module.B.shape[0])
@@ -47,12 +47,11 @@ def merge(program: Program, piece: fx.Node, module: Dora) -> None:
     base = add.args[0]
     if add.target is not aten.add.Tensor or not isinstance(base, fx.Node) or add.kwargs:
         return
-    linear = linear_of(base)
-    if linear is None:
-        split = widths_of_split(base)
-        if split is None:
-            return
-        linear, rows = split
+    maker = maker_of(base)
+    if maker is None:
+        return
+    linear, part = maker
+    rows = rows or part
     readers = [u for n in linear.other_readers for u in n.users]
     readers += [v for u in readers if u.op == "call_function" for v in u.users]
     updates = [u for u in readers if u.op == "call_module"]

@@ -11,7 +11,7 @@ from torch import fx
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
-from peftc.passes.linears import Linear, linear_of, widths_of_split
+from peftc.passes.linears import Linear, maker_of
 from peftc.pieces.low_rank import LowRank
 
 aten = torch.ops.aten
@@ -49,23 +49,21 @@ class FoldLowRank(Pass):
         base = add.args[0]
         if not isinstance(base, fx.Node):
             return
-        linear = linear_of(base)
-        if linear is None:
-            split = widths_of_split(base)
-            if split is None:
-                return
-            linear, rows = split
+        maker = maker_of(base)
+        if maker is None:
+            return
+        linear, part = maker
         if linear.x is not piece.args[0] or not linear.alone:
             return
         delta = module.merged().detach() * float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
-        merge_rows(program, linear, delta, rows)
+        merge_rows(program, linear, delta, rows or part)
         add.replace_all_uses_with(base)
 
 
-def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice | None) -> None:
+def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice) -> None:
     """W[rows] += delta, in a weight of its own storage, rows being output features."""
     name = str(linear.weight.target)
     merged = attribute(program, name).detach().clone()
     view = merged.T if linear.transposed else merged
-    view[rows if rows is not None else slice(None)] += delta.to(merged.dtype)
+    view[rows] += delta.to(merged.dtype)
     set_parameter(program, name, merged)

@@ -11,7 +11,7 @@ from torch import fx
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
-from peftc.passes.linears import linear_of, widths_of_split
+from peftc.passes.linears import linear_of, maker_of
 from peftc.pieces.vector import Vector
 
 aten = torch.ops.aten
@@ -45,11 +45,10 @@ def merge(program: Program, product: fx.Node, vector: torch.Tensor) -> bool:
     h = product.args[0]
     if not isinstance(h, fx.Node) or len(h.users) != 1:
         return merge_into_reader(program, product, vector)
-    made_by, rows = linear_of(h), slice(None)
-    if made_by is None and (split := widths_of_split(h)) is not None:
-        made_by, rows = split
-    if made_by is None or not made_by.alone:
+    maker = maker_of(h)
+    if maker is None or not maker[0].alone:
         return merge_into_reader(program, product, vector)
+    made_by, rows = maker
     if made_by.bias is not None and len(made_by.bias.users) != 1:
         return False
     scale(program, made_by.weight, vector, rows, column=made_by.transposed)

@@ -55,6 +55,12 @@ def linear_of(node: fx.Node) -> Linear | None:
     return None
 
 
+def maker_of(node: fx.Node) -> tuple[Linear, slice] | None:
+    """The linear that makes `node`, whole or as one part of its split, and the features of it."""
+    linear = linear_of(node)
+    return (linear, slice(None)) if linear is not None else widths_of_split(node)
+
+
 def widths_of_split(node: fx.Node) -> tuple[Linear, slice] | None:
     """The fused linear and the output features that `node`, one part of its split, holds."""
     if node.target is operator.getitem:
