@@ -94,23 +94,32 @@ def chosen(node: fx.Node, only: Collection[str] | None) -> bool:
     return only is None or str(node.target).split(".")[1] in only
 
 
-def current(node: fx.Node) -> fx.Node:
-    """What `node` has become: the value its readers read after earlier insertions."""
-    while "replaced_by" in node.meta:
-        node = node.meta["replaced_by"]
-    return node
+def current(node: fx.Node, reader: fx.Node | None = None) -> fx.Node:
+    """What `node` has become after earlier insertions: for everyone, or for one reader of it."""
+    while True:
+        own = node.meta.get("replaced_for", {}).get(reader)
+        after = own or node.meta.get("replaced_by")
+        if after is None:
+            return node
+        node = after
 
 
-def redirect(old: fx.Node, new: fx.Node, readers: tuple[fx.Node, ...]) -> None:
+def redirect(
+    old: fx.Node, new: fx.Node, readers: tuple[fx.Node, ...], *, own: bool = False
+) -> None:
     """Let `readers` read `new` where they read `old`, and later insertions at `old` follow.
 
-    A piece that stands parallel to a reader reads what that reader reads.
+    A piece that stands parallel to a reader reads what that reader reads. With `own`, only later
+    insertions for the same readers follow.
     """
     for reader in readers:
         reader.replace_input_with(old, new)
         for piece in reader.meta.get("parallel", ()):
             piece.replace_input_with(old, new)
-    old.meta["replaced_by"] = new
+    if own:
+        old.meta.setdefault("replaced_for", {}).update(dict.fromkeys(readers, new))
+    else:
+        old.meta["replaced_by"] = new
 
 
 def after(*nodes: fx.Node | None) -> AbstractContextManager[None]:

@@ -55,8 +55,15 @@ class FoldLowRank(Pass):
         linear, part = maker
         if linear.x is not piece.args[0] or not linear.alone:
             return
-        delta = module.merged().detach() * float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
-        merge_rows(program, linear, delta, rows or part)
+        scale = float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
+        if module.b is not None:
+            if linear.bias is None or len(linear.bias.users) != 1:
+                return
+            name = str(linear.bias.target)
+            bias = attribute(program, name).detach().clone()
+            bias[rows or part] += (scale * module.b.detach()).to(bias.dtype)
+            set_parameter(program, name, bias)
+        merge_rows(program, linear, module.merged().detach() * scale, rows or part)
         add.replace_all_uses_with(base)
 
 

@@ -51,8 +51,8 @@ class Insert(Pass):
     def insert(self, program: Program, site: Site, piece: nn.Module) -> None:
         """Insert one piece."""
         target = f"peft.{self.id}.{site.name}"
-        h, weight = current(site.h), site.weight
-        x = self.source(program, site, h)
+        h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
+        x = self.source(program, site, h, piece)
         add_module(program, target, piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
@@ -64,16 +64,19 @@ class Insert(Pass):
         delta = node
         if weight is not None and weight.fused and site.h is weight.node:
             delta = self.scattered(program, site, node, weight)
-        redirect(h, self.composed(program, site, h, delta, target), site.readers)
+        made = self.composed(program, site, h, delta, target)
+        redirect(h, made, site.readers, own=site.own)
         if self.reads == "x" and weight is not None:
             weight.node.meta.setdefault("parallel", []).append(node)
 
-    def source(self, program: Program, site: Site, h: fx.Node) -> fx.Node | None:
+    def source(self, program: Program, site: Site, h: fx.Node, piece: nn.Module) -> fx.Node | None:
         """The node that the piece reads; None for a piece that reads nothing."""
         if not self.reads_input:
             return None
         if self.reads == "x" and site.x is not None:
             return current(site.x)
+        if self.reads == "x" and site.lookup is not None and getattr(piece, "looks_up", False):
+            return site.lookup.ids
         if self.reads == "stream" and site.stream is not None:
             return joined(program, site, h, current(site.stream))
         return h

@@ -11,7 +11,9 @@ from torch import fx
 
 from peftc.capture.program import Program
 from peftc.dataflow.site import Attention, Position
+from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
+from peftc.passes.cached_mask import cached_mask
 from peftc.passes.values import refresh
 from peftc.passes.written_attention import attend_beside
 from peftc.pieces.prefix import Prefix, Reparameterization
@@ -29,7 +31,8 @@ class InsertPrefix(Pass):
 
     The prefix goes in as the model's own cached keys would: after rotary positions. A mask that
     several layers share is padded once. Keys outside a sliding window stay visible: the mask's
-    new columns say "keep" for every query.
+    new columns say "keep" for every query. With `cached` the mask is what the model itself would
+    make with `tokens` earlier tokens in its cache, its relative biases among it.
     """
 
     id: str
@@ -37,6 +40,7 @@ class InsertPrefix(Pass):
     pieces: Sequence[Prefix]
     tokens: int
     reparam: Reparameterization | None = None
+    cached: bool = False
 
     @property
     def name(self) -> str:
@@ -59,6 +63,12 @@ class InsertPrefix(Pass):
                 v_new = call(program, operator.getitem, (pair, 1), path)
             if attention.scores is None:
                 self.join(program, attention, k_new, v_new, masks)
+            elif self.cached:
+                raise error(
+                    "E110",
+                    f"`mask: cached` needs an attention kernel; {path} is written out",
+                    help=("--attn sdpa, where the model has it", "mask: open"),
+                )
             else:
                 attend_beside(program, attention, k_new, v_new)
         refresh(program)
@@ -108,6 +118,8 @@ class InsertPrefix(Pass):
                 return None
             return self.causal_mask(program, attention)
         mask = current(mask)
+        if mask not in masks and self.cached:
+            masks[mask] = cached_mask(program, mask, self.tokens)
         if mask not in masks:
             value = mask.meta["val"]
             keep = 1.0 if value.dtype == torch.bool else 0.0

@@ -36,6 +36,7 @@ class InsertPrompt(Pass):
     piece: Prompt
     dummy: int  # a token id that is neither padding nor an end mark
     trim: bool = True
+    padding: bool = True  # whether what else reads the ids sees which are padding
 
     @property
     def target(self) -> str:
@@ -85,10 +86,24 @@ class InsertPrompt(Pass):
             fill = self.dummy if i.name == self.embedding.ids.name else int(i.default == "ones")
             with after(last):
                 new = self.padded(program, node, fill)
+                if node is self.embedding.ids and not self.padding:
+                    self.hide_padding(program, node, new)
             for reader in [r for r in node.users if "lengthens" not in r.meta]:
                 reader.replace_input_with(node, new)
             longer[node] = new
         return longer
+
+    def hide_padding(self, program: Program, ids: fx.Node, longer: fx.Node) -> None:
+        """Let all but the embedding read ids of which none is padding, as many as there are."""
+        h = self.embedding.site.h
+        embeds = ancestors(h) | {h}
+        with after(longer):
+            plain = call(program, aten.full_like.default, (longer, self.dummy), "")
+        plain.meta["lengthens"] = True
+        for reader in [r for r in ids.users if "lengthens" not in r.meta]:
+            if reader not in embeds and reader.op != "call_module":
+                reader.replace_input_with(ids, plain)
+                reader.meta["stale"] = True
 
     def padded(self, program: Program, node: fx.Node, fill: int) -> fx.Node:
         """`node` with `tokens` times `fill` before it, or after its first column."""

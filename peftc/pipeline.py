@@ -27,7 +27,7 @@ from peftc.pieces.prefix import Reparameterization
 from peftc.planner import Plan, Planned, build_pieces
 
 # What passes note on nodes for one another, and nothing after them reads.
-MARKS = ("replaced_by", "parallel", "lengthens", "stale")
+MARKS = ("replaced_by", "replaced_for", "parallel", "lengthens", "stale")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     options = insertion.delta.options
     if insertion.composition.kind == "attend":
         reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
-        return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam)]  # type: ignore[arg-type]
+        cached = options.mask == "cached"
+        return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam, cached)]  # type: ignore[arg-type]
     if insertion.composition.kind == "prepend":
         return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
     reads = insertion.reads or "h"
@@ -156,8 +157,11 @@ def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
         rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
         piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
-    trim = insertion.composition.options.trim
-    return InsertPrompt(insertion.id, embedding, plan.sites, piece, dummy, trim)  # type: ignore[arg-type]
+    compose = insertion.composition.options
+    return InsertPrompt(
+        insertion.id, embedding, plan.sites, piece, dummy,  # type: ignore[arg-type]
+        trim=compose.trim, padding=compose.padding == "ids",
+    )  # fmt: skip
 
 
 def plain_token(config: object, vocabulary: int) -> int:

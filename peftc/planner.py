@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -176,7 +177,8 @@ def check_sizes(
     for place in places:
         if isinstance(place, Attention):
             continue
-        if place.weight is None:
+        looked_up = piece_class(insertion.delta.kind).looks_up and place.lookup is not None
+        if place.weight is None and not looked_up:
             problems.append(
                 Diagnostic(
                     "E109",
@@ -187,7 +189,7 @@ def check_sizes(
                 )
             )
             return
-        limit = min(place.width, place.in_width or place.width)
+        limit = min(place.width, reading_width(insertion, place))
         if rank >= limit:
             problems.append(
                 Diagnostic(
@@ -228,7 +230,7 @@ def unfrozen_names(spec: Spec, sites: Sites, problems: list[Diagnostic]) -> tupl
     for k, entry in enumerate(spec.unfreeze):
         found = parameters_of(entry, sites)
         if not found and not entry.optional:
-            label = entry.role or entry.module
+            label = entry.role or entry.module or entry.parameter
             problems.append(
                 Diagnostic(
                     "E101",
@@ -246,9 +248,9 @@ def parameters_of(entry: Any, sites: Sites) -> list[str]:
     """The parameters of one `unfreeze` entry, narrowed to its layers."""
     if entry.role is not None:
         return list(sites.parameters.get(entry.role, ()))
-    from fnmatch import fnmatchcase
-
     names = [n for n, _ in sites.program.named_parameters()]
+    if entry.parameter is not None:
+        return [n for n in names if fnmatchcase(n, entry.parameter)]
     return [n for n in names if fnmatchcase(n.rpartition(".")[0], entry.module)]
 
 
@@ -307,7 +309,11 @@ def build_pieces(
 
 def reading_width(insertion: Insertion, site: Any) -> int:
     """The width of what the insertion's piece reads at a site."""
-    return site.in_width if insertion.reads == "x" and site.in_width else site.width
+    if insertion.reads != "x":
+        return site.width
+    if site.lookup is not None and piece_class(insertion.delta.kind).looks_up:
+        return site.lookup.rows
+    return site.in_width or site.width
 
 
 def reparameterization(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
+from peftc.dataflow.site import Lookup
 
 # Operations that move, cast, scale or shift a value without mixing its features with another's.
 UNARY = frozenset(
@@ -304,3 +305,11 @@ def feature_width(node: fx.Node) -> int | None:
     if isinstance(value, Tensor) and value.dim() and isinstance(value.shape[-1], int):
         return value.shape[-1]
     return None
+
+
+def lookup_of(node: fx.Node) -> Lookup | None:
+    """The ids and the size of the table of an embedding node."""
+    table, ids = node.args[0], node.args[1]
+    if not isinstance(table, fx.Node) or not isinstance(ids, fx.Node):
+        return None
+    return Lookup(ids, table.meta["val"].shape[0])

@@ -8,7 +8,7 @@ from torch import fx
 
 from peftc.capture.program import Program
 from peftc.dataflow.attention import PRODUCTS, Core, cores
-from peftc.dataflow.facts import Facts, Projection, feature_width
+from peftc.dataflow.facts import Facts, Projection, feature_width, lookup_of
 from peftc.dataflow.fused import part_of, size_of_one
 from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
@@ -401,7 +401,7 @@ class Finder:
             h = self.module_output(node)
             site = Site(
                 "embed.out", None, stack, self.path(node), h, feature_width(h) or 0,
-                readers=tuple(h.users),
+                readers=tuple(h.users), lookup=lookup_of(node),
             )  # fmt: skip
             found[stack] = Embedding(site, ids, table)
         return list(found.values())

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.dataflow.facts import Facts, feature_width
+from peftc.dataflow.facts import Facts, feature_width, lookup_of
 from peftc.dataflow.site import Attention, Site, Sites, Weight
 from peftc.spec import Layers, ModuleGlob
 
@@ -22,7 +22,7 @@ def select(
         ValueError: where `layers` names a layer that the model does not have.
     """
     if isinstance(at, ModuleGlob):
-        return list(modules_matching(sites.program, at.module))
+        return list(modules_matching(sites.program, at.module, at.end))
     places = [p for p in (*sites.sites, *sites.attentions) if p.role == at]
     if stack != "any":
         places = [p for p in places if p.stack == stack]
@@ -30,11 +30,12 @@ def select(
     return [p for p in places if p.layer is None or p.layer in chosen.get(p.stack, ())]
 
 
-def modules_matching(program: Program, glob: str) -> list[Site]:
-    """A site for every module whose path matches: h is what the module gives."""
+def modules_matching(program: Program, glob: str, end: str = "output") -> list[Site]:
+    """A site for every module whose path matches: h is what the module gives, or what it reads."""
     facts = Facts(program)
     paths = dict.fromkeys(p for p in module_paths(program) if fnmatchcase(p, glob))
-    return [site for p in paths if (site := module_site(facts, p)) is not None]
+    at = module_site if end == "output" else module_input
+    return [site for p in paths if (site := at(facts, p)) is not None]
 
 
 def module_paths(program: Program) -> list[str]:
@@ -56,6 +57,7 @@ def module_site(facts: Facts, path: str) -> Site | None:
     h = leaving[-1]
     weight = x = in_width = None
     made_by = [p for p in facts.projections.values() if within(p.node, path)]
+    lookups = [n for n in inside if facts.op[n] == "embedding"]
     if len(made_by) == 1 and made_by[0].h is h:
         p = made_by[0]
         rows = tuple(range(p.width))
@@ -73,7 +75,25 @@ def module_site(facts: Facts, path: str) -> Site | None:
         in_width=in_width,
         readers=tuple(u for u in h.users if not within(u, path)),
         weight=weight,
+        lookup=lookup_of(lookups[0]) if len(lookups) == 1 and not made_by else None,
     )
+
+
+def module_input(facts: Facts, path: str) -> Site | None:
+    """The one activation that a module reads, which changes for this module alone."""
+    inside = [n for n in facts.nodes if within(n, path)]
+    read = {
+        m: None
+        for n in inside
+        for m in facts.active_inputs(n)
+        if not within(m, path) and m.meta["val"].is_floating_point()
+    }
+    if len(read) != 1:
+        return None
+    h = next(iter(read))
+    readers = tuple(n for n in inside if h in n.all_input_nodes)
+    role = f"{path.replace('.', '_')}_input"
+    return Site(role, None, "", path, h, feature_width(h) or 0, readers=readers, own=True)
 
 
 def within(node: fx.Node, path: str) -> bool:

@@ -31,6 +31,14 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """The ids that an embedding reads, and the rows of its table."""
+
+    ids: fx.Node
+    rows: int
+
+
+@dataclass(frozen=True)
 class Site:
     """One place of the graph, by role. `h` is the value there, which an insertion changes.
 
@@ -48,6 +56,8 @@ class Site:
     stream: fx.Node | None = None  # the residual value that h will be added to
     readers: tuple[fx.Node, ...] = ()  # the nodes that read h and are to read the changed h
     weight: Weight | None = None
+    lookup: Lookup | None = None  # of an embedding's output: what is looked up
+    own: bool = False  # whether others that read h keep it: the input of one module
     order: int = 0  # among sites of one role, stack and layer
 
     @property

@@ -26,12 +26,14 @@ class Piece(nn.Module, ABC):
 
     `reads_input` says whether forward takes the value that the insertion reads; a piece without
     input (a vector) is only its parameters. `reads_weight`: forward takes (x, h, W, b) of the
-    linear that makes h. `mixes_tokens`: x must be (batch, length, in).
+    linear that makes h. `mixes_tokens`: x must be (batch, length, in). `looks_up`: at an embedding
+    it takes the ids.
     """
 
     kind: ClassVar[str]
     reads_input: ClassVar[bool] = True
     reads_weight: ClassVar[bool] = False
+    looks_up: ClassVar[bool] = False
     mixes_tokens: bool = False
 
     @classmethod

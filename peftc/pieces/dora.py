@@ -20,6 +20,7 @@ class Dora(LowRank):
 
     kind: ClassVar[str] = "dora"
     reads_weight: ClassVar[bool] = True
+    looks_up: ClassVar[bool] = False
 
     def __init__(
         self,

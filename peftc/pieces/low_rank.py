@@ -12,16 +12,26 @@ from peftc.pieces.base import Piece
 
 
 class LowRank(Piece):
-    """delta(x) = (dropout(x) A^T) B^T.  x: (..., in), A: (rank, in), B: (out, rank).
+    """delta(x) = (dropout(x) A^T) B^T + b.  x: (..., in), A: (rank, in), B: (out, rank), b: (out,).
 
-    B = 0 at the start, so delta = 0; A is Kaiming-uniform, or N(0, 1/rank) for init "gaussian".
+    At an embedding x are ids, (...), and x A^T the rows of A^T that they name. b is there with
+    `bias`. B = b = 0 at the start, so delta = 0; A is Kaiming-uniform, or N(0, 1/rank) for
+    "gaussian".
     The scale alpha / rank belongs to the composition. Source: Hu et al. 2021, "LoRA".
     """
 
     kind: ClassVar[str] = "low_rank"
+    looks_up: ClassVar[bool] = True
 
     def __init__(
-        self, in_width: int, width: int, rank: int, *, dropout: float = 0.0, init: str = "kaiming"
+        self,
+        in_width: int,
+        width: int,
+        rank: int,
+        *,
+        dropout: float = 0.0,
+        init: str = "kaiming",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, in_width))
@@ -30,17 +40,23 @@ class LowRank(Piece):
             nn.init.normal_(self.A, std=1 / rank)
         else:
             nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        self.b = nn.Parameter(torch.zeros(width)) if bias else None
         self.dropout = nn.Dropout(dropout) if dropout else None
 
     @classmethod
     def at(cls, options: Any, in_width: int, width: int) -> Self:
         """The low-rank update that a spec's options describe."""
-        return cls(in_width, width, options.rank, dropout=options.dropout, init=options.init)
+        return cls(
+            in_width, width, options.rank,
+            dropout=options.dropout, init=options.init, bias=options.bias,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return functional.linear(functional.embedding(x, self.A.T), self.B, self.b)
         if self.dropout is not None:
             x = self.dropout(x)
-        return functional.linear(functional.linear(x, self.A), self.B)
+        return functional.linear(functional.linear(x, self.A), self.B, self.b)
 
     def merged(self) -> Tensor:
         """B A, (out, in): what the update adds to a weight of that shape."""

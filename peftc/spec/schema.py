@@ -66,6 +66,11 @@ class Prepend(Strict):
     """Rows in front of the sequence."""
 
     trim: bool = Field(True, description="Cut these rows from the outputs again.")
+    padding: Literal["ids", "none"] = Field(
+        "ids",
+        description="What the model finds in the ids besides embeddings, such as the last token "
+        "that is no padding: in the real ids; or none of them is padding, as with inputs_embeds.",
+    )
 
 
 COMPOSES: dict[str, type[Strict]] = {
@@ -86,6 +91,9 @@ class ModuleGlob(Strict):
     """Modules of the model by path, with * for any part of it."""
 
     module: str = Field(min_length=1, description="A glob over module paths.")
+    end: Literal["output", "input"] = Field(
+        "output", description="The value that the module gives, or the one that it alone reads."
+    )
 
 
 def as_list(value: Any) -> Any:
@@ -201,12 +209,13 @@ class Unfreeze(Strict):
 
     role: Literal["norm", "bias", "head", "embed"] | None = Field(None, description="By role.")
     module: str | None = Field(None, description="By a glob over module paths.")
+    parameter: str | None = Field(None, description="By a glob over names in the state dict.")
     optional: bool = Field(False, description="Whether matching nothing is fine.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.role is None) == (self.module is None):
-            raise ValueError("exactly one of: role, module")
+        if sum(w is not None for w in (self.role, self.module, self.parameter)) != 1:
+            raise ValueError("exactly one of: role, module, parameter")
         return self
 
 

@@ -10,11 +10,11 @@ from peftc.spec.deltas.base import DeltaOptions
 
 
 class LowRank(DeltaOptions):
-    """A low-rank update of a projection: B(A(x)). Its scale is the composition's."""
+    """A low-rank update of a projection or a token embedding: B(A(x)). `compose` scales it."""
 
     kind: ClassVar[str] = "low_rank"
     sites: ClassVar[tuple[str, ...]] = (
-        "*.q", "*.k", "*.v", "ffn.gate", "ffn.up", "ffn.down", "module",
+        "*.q", "*.k", "*.v", "ffn.gate", "ffn.up", "ffn.down", "embed.out", "module",
     )  # fmt: skip
     composes: ClassVar[tuple[str, ...]] = ("add",)
     form: ClassVar[str | None] = "parallel"
@@ -26,3 +26,4 @@ class LowRank(DeltaOptions):
     init: Literal["kaiming", "gaussian"] = Field(
         "kaiming", description="How A is drawn; B is zero at the start."
     )
+    bias: bool = Field(False, description="Whether B has a bias, which is scaled as B is.")

@@ -31,5 +31,10 @@ class Prefix(DeltaOptions):
         "shift",
         description="shift: real tokens start at position `tokens`, as after a cache. keep: at 0.",
     )
+    mask: Literal["open", "cached"] = Field(
+        "open",
+        description="open: every query sees the prefix, without a bias. cached: the model's mask "
+        "and relative biases take it for `tokens` earlier tokens, so that a window can hide it.",
+    )
     init: Literal["normal", "zeros"] = Field("normal", description="N(0, 0.02) or zeros.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the prefix.")
