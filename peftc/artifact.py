@@ -33,6 +33,18 @@ def save(graph: Program, folder: str | Path, *, force: bool = False) -> Path:
     Raises:
         PeftcError: E306 where the folder exists, E307 where the graph does not come from `apply`.
     """
+    folder = Path(folder)
+    with staged(folder, force=force) as partial:
+        write_artifact(graph, partial)
+    return folder
+
+
+def write_artifact(graph: Program, folder: Path) -> None:
+    """Write the files of an artifact into an existing folder.
+
+    Raises:
+        PeftcError: E307 where the graph does not come from `apply`.
+    """
     applied: Applied | None = graph.meta.get(APPLIED)
     if applied is None:
         raise error(
@@ -40,28 +52,23 @@ def save(graph: Program, folder: str | Path, *, force: bool = False) -> Path:
             "only a graph that `apply` or `load` made can be saved",
             help=("save before folding; a folded graph is for `export`",),
         )
-    folder = Path(folder)
     tensors = {n: p.detach().contiguous().cpu() for n, p in trained(graph).items()}
-    with staged(folder, force=force) as partial:
-        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-        text = listing(graph)
-        lock = {
-            "format_version": FORMAT,
-            "model": model_facts(graph, applied, folder),
-            "seed": applied.seed,
-            "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-            "tensors": {
-                n: {"dtype": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()
-            },
-            "sha256": {TENSORS: sha256(partial / TENSORS)},
-            "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "plan": applied.plan,
-        }
-        (partial / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
-        (partial / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
-        (partial / GRAPH).write_text(text, encoding="utf-8")
-        (partial / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
-    return folder
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    text = listing(graph)
+    lock = {
+        "format_version": FORMAT,
+        "model": model_facts(graph, applied),
+        "seed": applied.seed,
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "tensors": {n: {"dtype": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()},
+        "sha256": {TENSORS: sha256(folder / TENSORS)},
+        "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "plan": applied.plan,
+    }
+    (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
+    (folder / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
+    (folder / GRAPH).write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
 
 
 def load(folder: str | Path, model: Any = None) -> Program:
@@ -76,8 +83,8 @@ def load(folder: str | Path, model: Any = None) -> Program:
     folder = Path(folder)
     lock = read_lock(folder)
     check_intact(folder, lock["sha256"], LOCK)
-    if model is None:
-        model = base_model(lock, folder)
+    if model is None or isinstance(model, str | Path):
+        model = base_model(lock, folder, model)
     program = program_of(model, weights=True, static_length=lock["model"]["static_length"])
     graph = apply(load_spec(folder / SPEC), program, seed=lock["seed"])
     check_base(graph, lock, folder)
@@ -101,7 +108,7 @@ def trained(graph: Program) -> dict[str, nn.Parameter]:
     return dict(graph.peft_parameters()) | trainable(graph)
 
 
-def model_facts(graph: Program, applied: Applied, folder: Path) -> dict[str, Any]:
+def model_facts(graph: Program, applied: Applied) -> dict[str, Any]:
     """What identifies the base: where it is, its class and config, a hash of each weight."""
     config = graph.signature.config
     reference = applied.reference
@@ -139,26 +146,26 @@ def read_lock(folder: Path) -> dict[str, Any]:
     return read_facts(folder / LOCK, "peftc artifact", "peftc apply SPEC MODEL -o DIR")
 
 
-def base_model(lock: Mapping[str, Any], folder: Path) -> Any:
-    """Load the base that the lock names, as the class it was.
+def base_model(lock: Mapping[str, Any], folder: Path, place: str | Path | None = None) -> Any:
+    """Load the base that the lock names, from `place` where it moved, as the class it was.
 
     Raises:
         PeftcError: E309 where the lock names no place the base can be loaded from.
     """
     facts = lock["model"]
-    if facts["reference"] is None:
+    if facts["reference"] is None and place is None:
         raise error(
             "E309",
             f"{folder}: the base model was made in Python, so its place is unknown",
             help=("give it: peftc.load(folder, model)", "or --model on the command line"),
         )
     return load_model(
-        facts["reference"],
+        place or facts["reference"],
         architecture=facts["class"],
         config=facts["config"],
         dtype=facts["dtype"],
         attn=facts["attn_implementation"],
-        revision=facts["commit"],
+        revision=facts["commit"] if place is None else None,
         random_weights=facts["random_weights"],
     )
 

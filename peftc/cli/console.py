@@ -1,11 +1,13 @@
-"""What the verbs print with: tables on stdout, progress on stderr, JSON on demand."""
+"""What the verbs print with: results on stdout, progress on stderr, JSON on demand."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -20,12 +22,33 @@ FORMAT = "1.0"
 WIDE = 400  # columns where nobody looks: piped output is never wrapped or cut
 
 
+@dataclass
+class Manner:
+    """How the program speaks, as its common options say."""
+
+    quiet: bool = False
+    verbose: bool = False
+    color: str = "auto"
+
+
+MANNER = Manner()  # set once a command line, before its verb runs
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console of the terminal's width; wide and without colour where it is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    if stream.isatty():
-        return Console(file=stream, highlight=False)
-    return Console(file=stream, highlight=False, width=WIDE, no_color=True, soft_wrap=True)
+    colour = {"always": True, "never": False}.get(MANNER.color)
+    if colour is None:
+        colour = stream.isatty() and not os.environ.get("NO_COLOR")
+    return Console(
+        file=stream,
+        highlight=False,
+        width=None if stream.isatty() else WIDE,
+        soft_wrap=not stream.isatty(),
+        force_terminal=True if colour else None,
+        color_system="auto" if stream.isatty() or not colour else "standard",
+        no_color=not colour,
+    )
 
 
 def say(text: str = "", style: str = "") -> None:
@@ -33,9 +56,22 @@ def say(text: str = "", style: str = "") -> None:
     console().print(Text(text, style=style))
 
 
+def hint(text: str) -> None:
+    """What to type next, after the result; left out by --quiet."""
+    if not MANNER.quiet:
+        say(text)
+
+
 def note(text: str) -> None:
-    """A line beside the result, on stderr."""
-    console(stderr=True).print(Text(text, style="dim"))
+    """A line beside the result, on stderr; left out by --quiet."""
+    if not MANNER.quiet:
+        console(stderr=True).print(Text(text, style="dim"))
+
+
+def detail(text: str) -> None:
+    """A line on stderr that only --verbose shows."""
+    if MANNER.verbose:
+        note(text)
 
 
 def emit(data: dict[str, Any]) -> None:
@@ -82,4 +118,6 @@ def coloured(d: Diagnostic) -> Text:
 
 def progress(text: str) -> AbstractContextManager[Any]:
     """A spinner on stderr while something takes its time; silent where it is no terminal."""
-    return console(stderr=True).status(text)
+    if MANNER.quiet or not sys.stderr.isatty():
+        return nullcontext()
+    return console(stderr=True).status(escape(text))

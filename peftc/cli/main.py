@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 import peftc
 from peftc.cli import verbs
-from peftc.cli.console import complain, console, emit
+from peftc.cli.common import with_common
+from peftc.cli.console import MANNER, Manner, complain, console, emit
 from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.machine import machine_error
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
 ABOUT = "A compiler for model surgery: a YAML spec and a Hugging Face model in, a graph out."
+EXAMPLES = (
+    "peftc demo",
+    "peftc sites MODEL",
+    "peftc specs cp lora my.yaml",
+    "peftc plan my.yaml MODEL",
+    "peftc apply my.yaml MODEL -o out --task sequence-classification --labels neg,pos",
+    "peftc train out --data train.jsonl --eval dev.jsonl",
+    "peftc export out/runs/001 --to onnx",
+)
 
 
 def version(wanted: bool) -> None:
@@ -39,21 +52,26 @@ def build() -> typer.Typer:
     """The program with every verb: modules of `peftc.cli.verbs`, in their own order."""
     app = typer.Typer(
         help=ABOUT,
-        add_completion=False,
-        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="--debug after any verb shows the traceback of a failure.",
+        epilog=examples(EXAMPLES),
+        pretty_exceptions_enable=False,
     )
     app.callback()(root)
     names = [m.name for m in pkgutil.iter_modules(verbs.__path__)]
     modules = [importlib.import_module(f"{verbs.__name__}.{n}") for n in names]
     for module in sorted(modules, key=lambda m: m.ORDER):
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].rstrip("_")
+        epilog = examples(getattr(module, "EXAMPLES", ()))
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=name)
+            app.add_typer(module.app, name=name, epilog=epilog)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name, epilog=epilog)(with_common(getattr(module, name)))
     return app
+
+
+def examples(lines: Sequence[str]) -> str | None:
+    """Command lines as the end of a help text; an empty line keeps them apart."""
+    return "\n\n".join(["Examples:", *lines]) if lines else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,35 +81,49 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run the program; its exit code."""
-    debug = "--debug" in argv
-    as_json = "--json" in argv
+    vars(MANNER).update(vars(Manner()))
+    debug, as_json = "--debug" in argv, "--json" in argv
     argv = [a for a in argv if a != "--debug"] or ["--help"]
     try:
         code = build()(args=argv, standalone_mode=False, prog_name="peftc")
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except PeftcError as refusal:
-        if debug:
-            traceback.print_exc()
-        report(refusal.diagnostics, as_json)
-        return refusal.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console(stderr=True).print("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read has had enough; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as bug:
-        if hasattr(bug, "format_message"):  # a wrong command line, from whichever parser typer has
-            report([usage(bug)], as_json)
-            return USAGE
+    except Exception as cause:
         if debug:
             traceback.print_exc()
-        text = f"{type(bug).__name__}: {str(bug).splitlines()[0] if str(bug) else ''}"
-        console(stderr=True).print(
-            f"this is a bug in peftc: {text}\nrun again with --debug and report what it prints",
-            markup=False,
-        )
-        return BUG
+        if isinstance(refusal := refused(cause), PeftcError):
+            report(refusal.diagnostics, as_json)
+            return refusal.exit_code
+        return bug(cause, as_json)
+
+
+def refused(cause: Exception) -> PeftcError | None:
+    """A failure as an error with a code; None for a fault of this package."""
+    if isinstance(cause, PeftcError):
+        return cause
+    if hasattr(cause, "format_message"):  # a wrong command line, from whichever parser typer has
+        return PeftcError([usage(cause)])
+    return machine_error(cause)
+
+
+def bug(cause: Exception, as_json: bool) -> int:
+    """Own up to a fault of this package."""
+    text = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    if as_json:
+        emit({"ok": False, "bug": text})
+    console(stderr=True).print(
+        f"this is a bug in peftc: {text}\n"
+        "run again with --debug, and report what it prints and what `peftc doctor` says",
+        markup=False,
+    )
+    return BUG
 
 
 def report(diagnostics: list[Diagnostic], as_json: bool) -> None:

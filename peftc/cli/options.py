@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from peftc.cli.common import PANEL
 from peftc.diagnostics import error
 
 SpecArgument = Annotated[str, typer.Argument(help="A shipped name (houlsby) or a path.")]
@@ -14,7 +15,10 @@ StaticLength = Annotated[
     int | None,
     typer.Option("--static-length", min=1, help="Capture for inputs of exactly N tokens."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object instead of text.", rich_help_panel=PANEL),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Set = Annotated[
     list[str] | None,
@@ -29,7 +33,6 @@ Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa or eager.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub.")]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Build the model from its config alone.")
 ]
@@ -74,7 +77,6 @@ def open_model(
     dtype: str | None = None,
     attn: str | None = None,
     trust: bool = False,
-    offline: bool = False,
     weights: bool = True,
     random_weights: bool = False,
 ) -> Any:
@@ -83,10 +85,6 @@ def open_model(
     Raises:
         PeftcError: as `load_model`; E008 for an unknown dtype or attention.
     """
-    import os
-
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     if dtype is not None and dtype not in DTYPES:
         raise error("E008", f"--dtype {dtype}", help=(f"one of: {', '.join(DTYPES)}",))
     if attn not in (None, "sdpa", "eager"):

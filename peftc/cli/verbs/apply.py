@@ -15,7 +15,6 @@ from peftc.cli.options import (
     Force,
     Json,
     Labels,
-    Offline,
     RandomWeights,
     Revision,
     Set,
@@ -46,7 +45,6 @@ def apply(
     attn: Attn = None,
     static_length: StaticLength = None,
     trust: Trust = False,
-    offline: Offline = False,
     random_weights: RandomWeights = False,
     force: Force = False,
     json: Json = False,
@@ -80,7 +78,7 @@ def apply(
     start = time.perf_counter()
     with progress(f"loading {model}"):
         loaded = open_model(
-            model, trust=trust, offline=offline, random_weights=random_weights,
+            model, trust=trust, random_weights=random_weights,
             **{k: v for k, v in options.items() if k not in ("model", "static_length")},
         )  # fmt: skip
     steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))

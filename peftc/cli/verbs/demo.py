@@ -73,6 +73,8 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     before = evaluate(graph, held_out, pad=pad)
     with training_bar(steps, silent=silent) as watch:
         result = train(graph, rows, pad=pad, steps=steps, batch=16, lr=1e-3, watch=watch)
+    if result.interrupted:
+        raise KeyboardInterrupt
     after = evaluate(graph, held_out, pad=pad)
     if not silent:
         print_training(len(rows), len(held_out), result.steps, before, after)

@@ -15,7 +15,6 @@ from peftc.cli.options import (
     Json,
     Labels,
     ModelArgument,
-    Offline,
     Revision,
     Set,
     SpecArgument,
@@ -39,7 +38,6 @@ def plan(
     attn: Attn = None,
     static_length: StaticLength = None,
     trust: Trust = False,
-    offline: Offline = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Save the plan, for `peftc apply`.")
     ] = None,
@@ -58,7 +56,7 @@ def plan(
     with progress(f"capturing {model}"):
         loaded = open_model(
             model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
-            offline=offline, dtype=dtype, weights=False,
+            dtype=dtype, weights=False,
         )  # fmt: skip
         made = peftc.plan(resolved, loaded, static_length=static_length)
     options = {

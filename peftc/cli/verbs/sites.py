@@ -13,7 +13,6 @@ from peftc.cli.options import (
     Json,
     Labels,
     ModelArgument,
-    Offline,
     Revision,
     StaticLength,
     Task,
@@ -35,7 +34,6 @@ def sites(
     attn: Attn = None,
     static_length: StaticLength = None,
     trust: Trust = False,
-    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Show what can be targeted in a model: roles, layers, sizes, places. No weights are read."""
@@ -46,7 +44,7 @@ def sites(
     with progress(f"capturing {model}"):
         loaded = open_model(
             model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
-            offline=offline, weights=False,
+            weights=False,
         )  # fmt: skip
         found = peftc.sites(loaded, static_length=static_length)
     if modules:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from peftc.cli.console import emit, say, table
+from peftc.cli.common import with_common
+from peftc.cli.console import emit, hint, say, table
 from peftc.cli.options import Json
 from peftc.diagnostics import error
 
@@ -22,12 +23,18 @@ Name = Annotated[str, typer.Argument(help="A shipped name or a path.")]
 def default(context: typer.Context) -> None:
     """The shipped specs: list, show, copy, compare."""
     if context.invoked_subcommand is None:
-        ls()
+        list_specs(as_json=False)
 
 
-@app.command("ls")
+@app.command("ls", epilog="Example:\n\npeftc specs ls")
+@with_common
 def ls(json: Json = False) -> None:
     """List the shipped specs: what each changes, and what h becomes."""
+    list_specs(as_json=json)
+
+
+def list_specs(*, as_json: bool) -> None:
+    """Print the table of shipped specs."""
     from peftc.spec import load_spec
     from peftc.spec.catalogue import names
 
@@ -46,7 +53,7 @@ def ls(json: Json = False) -> None:
                 "merges": bool(facts) and all(f.merges for f in facts),
             }
         )
-    if json:
+    if as_json:
         emit({"specs": rows})
         return
     table(
@@ -69,10 +76,11 @@ def ls(json: Json = False) -> None:
             for r in rows
         ],
     )
-    say("Copy one:  peftc specs cp lora my.yaml")
+    hint("Copy one:  peftc specs cp lora my.yaml")
 
 
 @app.command("show")
+@with_common
 def show(
     name: Name,
     expanded: Annotated[
@@ -92,6 +100,7 @@ def show(
 
 
 @app.command("cp")
+@with_common
 def cp(
     name: Name,
     file: Annotated[Path, typer.Argument(help="Where to copy it to.")],
@@ -124,6 +133,7 @@ def with_modeline(text: str) -> str:
 
 
 @app.command("diff")
+@with_common
 def diff(a: Name, b: Name, json: Json = False) -> None:
     """Compare two specs, both expanded."""
     from peftc.spec import load_spec

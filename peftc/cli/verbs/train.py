@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import Json
+from peftc.cli.options import Json, assignments
 from peftc.diagnostics import error
 
 ORDER = 6
@@ -16,72 +16,134 @@ ORDER = 6
 
 def train(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder, or one of its runs.")],
-    data: Annotated[Path, typer.Option(help="Rows to train on, JSON lines.")],
+    data: Annotated[Path | None, typer.Option(help="Rows to train on, JSON lines.")] = None,
     eval: Annotated[Path | None, typer.Option(help="Rows to evaluate on.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes, without --steps.")] = 3.0,
-    batch: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
-    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
-    length: Annotated[int, typer.Option(min=2, help="Longest text, in tokens.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the order and the dropouts.")] = 0,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes; 3 by default.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows in a batch; 16.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate; 1e-3.")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Longest text, in tokens; 128.")] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between evaluations and checkpoints; a tenth of them."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order and the dropouts; 0.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any of these settings, as lr=1e-4."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     name: Annotated[str | None, typer.Option(help="The run's name; a number if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     json: Json = False,
 ) -> None:
     """Train what the spec trains, and write the result into the artifact's runs/.
 
-    To go on from a run, give its folder: its tensors are the start, the optimiser's state is new.
+    Ctrl-C finishes the step, saves, and says how to go on. A finished run is an artifact too: give
+    its folder to train on from its tensors, with a new optimiser.
     """
-    out = next_run(artifact, name)
-    for path in (data, eval):
-        if path is not None and not path.is_file():
-            raise error("E081", f"{path}: no such file")
-    import peftc
+    from peftc.train.settings import Settings, settled
+
+    options = {
+        "steps": steps, "epochs": epochs, "batch": batch, "lr": lr, "length": length,
+        "every": every, "seed": seed,
+    }  # fmt: skip
+    given = {n: v for n, v in options.items() if v is not None} | assignments(set)
+    settings = settled(given)
+    from peftc.artifact import read_lock
+    from peftc.train.run import next_run, unfinished
+
+    if resume:
+        if given or data or eval or name:
+            raise error(
+                "E008",
+                "--resume goes on with the rows and settings that the run began with",
+                help=(f"peftc train {artifact} --resume",),
+            )
+        run, facts = unfinished(artifact)
+        start = (run / facts["artifact"]).resolve()
+        settings = Settings(**facts["settings"])
+        files = {k: [Path(f["path"]) for f in v] for k, v in facts["files"].items()}
+    else:
+        if data is None:
+            raise error("E008", "no rows are given", help=(f"peftc train {artifact} --data FILE",))
+        for path in (data, eval):
+            if path is not None and not path.is_file():
+                raise error("E081", f"{path}: no such file")
+        run, start = next_run(artifact, name), artifact
+        files = {"train": [data], "eval": [eval] if eval else []}
+    read_lock(start)  # a wrong folder is refused before torch is imported
+    facts = job(run, start, files, settings, model, device, resume=resume, silent=json)
+    if json:
+        emit(facts)
+    else:
+        summary(facts)
+    if facts["interrupted"]:
+        raise typer.Exit(130)
+
+
+def job(
+    run: Path,
+    start: Path,
+    files: dict[str, list[Path]],
+    settings: Any,
+    model: str | None,
+    device: str,
+    *,
+    resume: bool,
+    silent: bool,
+) -> dict[str, Any]:
+    """Load, read, train, write; what was measured."""
     from peftc.api import APPLIED
     from peftc.cli.bar import training_bar
     from peftc.cli.verbs.verify import load_quietly
     from peftc.train import evaluate, read_rows
-    from peftc.train import train as run
+    from peftc.train import train as train_graph
+    from peftc.train.run import end_run, note_event, start_run
 
-    with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model)
+    with progress(f"loading {start}"):
+        graph = load_quietly(start, model, device)
         tokenizer = tokenizer_of(model or graph.meta[APPLIED].reference)
-    rows = read_rows(data, graph, tokenizer, length=length)
-    held_out = read_rows(eval, graph, tokenizer, length=length) if eval else None
+    found = {
+        k: read_rows(path, graph, tokenizer, length=settings.length)
+        for k, paths in files.items()
+        for path in paths
+    }
+    rows, held_out = found["train"], found.get("eval")
     pad = tokenizer.pad_token_id or 0
-    wanted = steps or max(1, round(epochs * len(rows) / batch))
     before = evaluate(graph, held_out, pad=pad) if held_out else None
-    with training_bar(wanted, silent=json) as watch:
-        result = run(graph, rows, pad=pad, steps=wanted, batch=batch, lr=lr, seed=seed, watch=watch)
+    steps = settings.total(len(rows))
+    if not resume:
+        start_run(run, start, files, settings.to_json())
+    with training_bar(steps, silent=silent) as watch:
+
+        def seen(moment: Any) -> None:
+            watch(moment)
+            if moment.event != "step":
+                said = moment.metrics if moment.event == "eval" else {"loss": moment.loss}
+                note_event(run, event=moment.event, step=moment.step, **said)
+
+        result = train_graph(
+            graph, rows, pad=pad, steps=steps, batch=settings.batch, lr=settings.lr,
+            seed=settings.seed, watch=seen, held_out=held_out, every=settings.every, folder=run,
+            resume=resume,
+        )  # fmt: skip
     after = evaluate(graph, held_out, pad=pad) if held_out else None
-    peftc.save(graph, out)
-    if json:
-        emit(
-            {
-                "ok": True,
-                "out": str(out),
-                "steps": result.steps,
-                "interrupted": result.interrupted,
-                "losses": result.losses,
-                "before": before,
-                "after": after,
-            }
-        )
-    else:
-        summary(result, before, after, out)
-    if result.interrupted:
-        raise typer.Exit(130)
-
-
-def next_run(artifact: Path, name: str | None) -> Path:
-    """The folder of a new run, beside the other runs of the same artifact."""
-    home = artifact.parent if artifact.parent.name == "runs" else artifact / "runs"
-    if name is not None:
-        if (home / name).exists():
-            raise error("E306", f"{home / name} exists", help=("give another --name",))
-        return home / name
-    numbers = [int(p.name) for p in home.glob("*") if p.name.isdigit()]
-    return home / f"{max(numbers, default=0) + 1:03d}"
+    note_event(run, event="interrupted" if result.interrupted else "finished", step=result.steps)
+    end_run(graph, run, finished=not result.interrupted)
+    return {
+        "ok": not result.interrupted,
+        "out": str(run),
+        "steps": result.steps,
+        "total": steps,
+        "interrupted": result.interrupted,
+        "losses": result.losses,
+        "evaluations": result.evaluations,
+        "best": result.best,
+        "before": before,
+        "after": after,
+    }
 
 
 def tokenizer_of(reference: str | None) -> Any:
@@ -102,15 +164,21 @@ def tokenizer_of(reference: str | None) -> Any:
         ) from cause
 
 
-def summary(result: Any, before: Any, after: Any, out: Path) -> None:
+def summary(facts: dict[str, Any]) -> None:
     """What training did, in a few lines."""
-    last = f", loss {result.losses[-1][1]:.4f}" if result.losses else ""
-    say(f"{'interrupted after' if result.interrupted else 'trained'} {result.steps} steps{last}")
+    out, before, after = facts["out"], facts["before"], facts["after"]
+    last = f", loss {facts['losses'][-1][1]:.4f}" if facts["losses"] else ""
+    done = f"trained {facts['steps']:,} steps"
+    if facts["interrupted"]:
+        done = f"interrupted after {facts['steps']:,} of {facts['total']:,} steps"
+    say(f"{done}{last}")
     if before and after:
-        say(
-            f"eval: accuracy {before['accuracy']:.3f} -> {after['accuracy']:.3f}, "
-            f"loss {before['loss']:.4f} -> {after['loss']:.4f}"
-        )
-    say(f"saved {out}.  Next:  peftc export {out} --to onnx")
-    if result.interrupted:
-        say(f"to go on:  peftc train {out} --data ...")
+        say("eval: " + ", ".join(f"{n} {before[n]:.3f} -> {v:.3f}" for n, v in after.items()))
+    best = ""
+    if facts["best"] is not None:
+        step, metric, value = facts["best"]
+        best = f"  best dev {metric} {value:.3f} at step {step:,}."
+    if facts["interrupted"]:
+        say(f"saved {out}{best}  To go on:  peftc train {out} --resume")
+    else:
+        say(f"saved {out}{best}  Next:  peftc export {out} --to onnx")

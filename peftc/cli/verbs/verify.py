@@ -9,6 +9,7 @@ import typer
 
 from peftc.cli.console import emit, progress, say, table
 from peftc.cli.options import Json
+from peftc.diagnostics import error
 
 ORDER = 8
 
@@ -35,18 +36,43 @@ def verify(
         raise typer.Exit(6)
 
 
-def load_quietly(artifact: Path, model: str | None) -> Any:
-    """Load an artifact without transformers' own chatter."""
+def load_quietly(artifact: Path, model: str | None, device: str = "cpu") -> Any:
+    """Load an artifact onto a device, without transformers' own chatter.
+
+    Raises:
+        PeftcError: as `peftc.load`; E008 for a device that is not there.
+    """
     from peftc.artifact import read_lock
 
-    read_lock(artifact)  # a wrong folder is refused before torch is imported
+    lock = read_lock(artifact)  # a wrong folder is refused before torch is imported
     from transformers.utils import logging
 
     import peftc
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return peftc.load(artifact, model)
+    place = device_of(device)
+    if place == "cpu":
+        return peftc.load(artifact, model)
+    from peftc.artifact import base_model
+
+    # Captured where it will run: constants of the graph are made on the model's device.
+    return peftc.load(artifact, base_model(lock, artifact, model).to(place))
+
+
+def device_of(wanted: str) -> str:
+    """`auto` as the device that it means here.
+
+    Raises:
+        PeftcError: E008 where there is no such device.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
+        raise error("E008", f"--device {wanted}: not on this machine", help=("cpu, cuda or auto",))
+    return wanted
 
 
 def print_report(report: Any) -> None:

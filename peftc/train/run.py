@@ -1,0 +1,115 @@
+"""The folder of a training run: its settings, its events, its checkpoints, and what it made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftc.artifact import write_artifact
+from peftc.capture.program import Program
+from peftc.diagnostics import error
+from peftc.files import FORMAT, read_facts, sha256, staged, write_text
+
+RUN, EVENTS = "run.json", "events.jsonl"
+
+
+def next_run(artifact: Path, name: str | None) -> Path:
+    """The folder of a new run, beside the other runs of the same artifact.
+
+    Raises:
+        PeftcError: E306 where `name` is taken.
+    """
+    home = artifact.parent if artifact.parent.name == "runs" else artifact / "runs"
+    if name is not None:
+        if (home / name).exists():
+            raise error("E306", f"{home / name} exists", help=("give another --name",))
+        return home / name
+    numbers = [int(p.name) for p in home.glob("*") if p.name.isdigit()]
+    return home / f"{max(numbers, default=0) + 1:03d}"
+
+
+def start_run(run: Path, artifact: Path, files: Mapping[str, Any], settings: Any) -> None:
+    """Make a run's folder, with all that `--resume` needs.
+
+    `files` are the files of rows by what they are for.
+
+    Raises:
+        PeftcError: E503 where it cannot be written.
+    """
+    try:
+        run.mkdir(parents=True)
+    except OSError as cause:
+        raise error("E503", f"cannot write to {run}: {cause.strerror or cause}") from cause
+    facts = {
+        "format_version": FORMAT,
+        "finished": False,
+        "artifact": os.path.relpath(artifact.resolve(), run.resolve()),
+        "files": {k: [described(p) for p in paths] for k, paths in files.items()},
+        "settings": settings,
+    }
+    write_text(run / RUN, json.dumps(facts, indent=1) + "\n")
+
+
+def described(path: Path) -> dict[str, str]:
+    """A file by its place and its contents."""
+    return {"path": str(path.resolve()), "sha256": sha256(path)}
+
+
+def unfinished(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The run to resume, and its facts: `folder` itself, or the newest unfinished of an artifact.
+
+    Raises:
+        PeftcError: E305 where there is none, or where its rows have changed since.
+    """
+    if (folder / RUN).is_file():
+        candidates = [folder]
+    else:
+        candidates = sorted((folder / "runs").glob(f"*/{RUN}"), key=lambda p: p.stat().st_mtime)
+        candidates = [p.parent for p in reversed(candidates)]
+    for run in candidates:
+        facts = read_facts(run / RUN, "training run", "peftc train DIR --data train.jsonl")
+        if not facts["finished"]:
+            check_rows(run, facts)
+            return run, facts
+    what = f"{folder} is finished" if folder in candidates else f"{folder} has no unfinished run"
+    raise error(
+        "E305",
+        f"nothing to resume: {what}",
+        help=(f"a new run: peftc train {folder} --data train.jsonl",),
+    )
+
+
+def check_rows(run: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other rows than the run began with."""
+    for file in (f for files in facts["files"].values() for f in files):
+        path = Path(file["path"])
+        if not path.is_file() or sha256(path) != file["sha256"]:
+            raise error(
+                "E305",
+                f"{run} cannot be resumed: {path} "
+                + ("has changed" if path.is_file() else "is not there any more"),
+                help=("put the file back, or start a new run",),
+            )
+
+
+def end_run(graph: Program, run: Path, *, finished: bool) -> None:
+    """Write what training made into the run's folder; its checkpoints stay if it is unfinished."""
+    with staged(run, force=True) as partial:
+        write_artifact(graph, partial)
+        facts = json.loads((run / RUN).read_text(encoding="utf-8"))
+        facts["finished"] = finished
+        (partial / RUN).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if (run / EVENTS).is_file():
+            shutil.copy2(run / EVENTS, partial / EVENTS)
+        for checkpoint in () if finished else run.glob("checkpoint-*"):
+            shutil.copytree(checkpoint, partial / checkpoint.name)
+
+
+def note_event(run: Path, **event: Any) -> None:
+    """Add a line to the run's events."""
+    with open(run / EVENTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")

@@ -1,0 +1,80 @@
+"""transformers' Trainer for a graph: checkpoints hold what is trained, never the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback
+
+from peftc.api import trainable
+from peftc.artifact import TENSORS
+
+Evaluation = Callable[[], dict[str, float]]
+
+
+class GraphTrainer(Trainer):
+    """The Trainer, with the model's part of a checkpoint and of an evaluation replaced.
+
+    Optimizer, schedule, random state and position in the data are the Trainer's own.
+    """
+
+    def __init__(self, *, evaluation: Evaluation | None, **options: Any) -> None:
+        self.evaluation = evaluation
+        super().__init__(**options)
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ == "PrinterCallback":
+                self.remove_callback(callback)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # type: ignore[override]
+        """Our metrics on the held-out rows, under the names that the Trainer looks for."""
+        found = {f"eval_{n}": v for n, v in self.evaluation().items()} if self.evaluation else {}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics=found
+        )
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: p.detach().cpu().contiguous() for n, p in trainable(self.model).items()}  # type: ignore[arg-type]
+        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._take(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._take(Path(str(self.state.best_model_checkpoint)))
+
+    def _take(self, checkpoint: Path) -> None:
+        tensors = load_file(checkpoint / TENSORS)
+        for name, parameter in trainable(self.model).items():  # type: ignore[arg-type]
+            parameter.data.copy_(tensors[name])
+
+
+class Steps(TrainerCallback):
+    """Calls back after every step, log and evaluation; ends the loop when it is asked to."""
+
+    def __init__(
+        self,
+        on_step: Callable[[Any], None],
+        on_log: Callable[[Any, dict[str, float]], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.step, self.log, self.stopping = on_step, on_log, stopping
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The end of an optimiser step: the only place where a checkpoint is whole."""
+        self.step(state)
+        if self.stopping() and state.global_step < state.max_steps:
+            control.should_log = control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """A loss, or the metrics of an evaluation."""
+        self.log(state, dict(logs or {}))
