@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+import unicodedata
 from dataclasses import dataclass, field
 
 # The first digit of a code is its family, and a family has one exit code.
 EXIT_CODES = {"0": 2, "1": 3, "2": 4, "3": 5, "4": 6, "5": 7}
+LONGEST = 200  # characters of a source line that are shown where nothing wraps
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,26 @@ class Diagnostic:
         """``error`` or ``warning``, from the code's letter."""
         return "warning" if self.code.startswith("W") else "error"
 
-    def render(self) -> str:
-        """The diagnostic as text, without colour, in the manner of rustc."""
-        lines = [f"{self.severity}[{self.code}]: {self.message}"]
+    def render(self, width: int | None = None) -> str:
+        """The diagnostic as text, without colour, in the manner of rustc.
+
+        With `width`, sentences are wrapped and a long source line is cut around its carets;
+        without, every sentence is one line.
+        """
+        head = f"{self.severity}[{self.code}]: "
+        lines = wrapped(head, self.message, width)
         margin = " "
         if (s := self.span) is not None:
             number = str(s.line)
             margin = " " * len(number)
-            carets = " " * (s.column - 1) + "^" * max(1, s.width)
-            lines += [
-                f"{margin}--> {s.file}:{s.line}:{s.column}",
-                f"{margin} |",
-                f"{number} | {s.text}",
-                f"{margin} | {carets} {self.label}".rstrip(),
-            ]
-        lines += [f"{margin} = note: {text}" for text in self.notes]
-        lines += [f"{margin} = help: {text}" for text in self.help]
+            room = LONGEST if width is None else max(20, width - len(number) - 3)
+            text, carets = excerpt(s, room)
+            lines += [f"{margin}--> {s.file}:{s.line}:{s.column}", f"{margin} |"]
+            lines.append(f"{number} | {text}".rstrip())
+            lines += wrapped(f"{margin} | {carets} ", self.label, width)
+        for kind, texts in (("note", self.notes), ("help", self.help)):
+            for text in texts:
+                lines += wrapped(f"{margin} = {kind}: ", text, width)
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -67,6 +74,43 @@ class Diagnostic:
             "notes": list(self.notes),
             "help": list(self.help),
         }
+
+
+def wrapped(head: str, text: str, width: int | None) -> list[str]:
+    """`head` and `text` on one line, or on several that hang under the text's beginning."""
+    text = visible(text)
+    if width is None or len(head) + len(text) <= width or len(head) > width - 20:
+        return [f"{head}{text}".rstrip()]
+    lines = textwrap.wrap(
+        text, width - len(head), break_long_words=False, break_on_hyphens=False
+    ) or [""]
+    hang = " " * len(head)
+    return [f"{head}{lines[0]}".rstrip(), *(hang + line for line in lines[1:])]
+
+
+def excerpt(span: Span, room: int) -> tuple[str, str]:
+    """The source line, cut to `room` characters around the span, and the carets below it."""
+    start, width = span.column - 1, max(1, span.width)
+    left = max(0, start + min(width, room // 2) - room + 4) if start + width > room else 0
+    text = span.text[left : left + room]
+    start = start - left
+    width = max(1, min(width, room - start))
+    if left:
+        text = "..." + text[3:]
+    if left + room < len(span.text):
+        text = text[: room - 3] + "..."
+    return visible(text), " " * cells(text[:start]) + "^" * max(1, cells(text[start:][:width]))
+
+
+def cells(text: str) -> int:
+    """The columns that a text takes on a terminal: wide characters take two."""
+    wide = (1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return sum(w for w, c in zip(wide, text, strict=True) if not unicodedata.combining(c))
+
+
+def visible(text: str) -> str:
+    """A text whose control characters, which could move a terminal's cursor, are blanks."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf") else c for c in text)
 
 
 @dataclass

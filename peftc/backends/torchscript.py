@@ -138,7 +138,9 @@ class Lowering:
 
     def overload(self, target: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         """One ATen operation, its overload left to the frontend."""
-        name = target._schema.name.split("::")[1]
+        namespace, name = target._schema.name.split("::")
+        if namespace != "aten":
+            raise error("E404", f"TorchScript has no form of `{target}`")
         if name == "sym_size":
             return self.graph.call_method("size", args)
         if name in ("view", "_unsafe_view"):  # another attention kernel gives other strides

@@ -97,17 +97,17 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
 
 
 def complain(diagnostics: Sequence[Diagnostic]) -> None:
-    """Diagnostics on stderr, coloured on a terminal."""
+    """Diagnostics on stderr, coloured and wrapped on a terminal."""
     out = console(stderr=True)
     for k, d in enumerate(diagnostics):
         if k:
             out.print()
-        out.print(coloured(d), soft_wrap=True)
+        out.print(coloured(d, out.width if out.is_terminal else None), soft_wrap=True)
 
 
-def coloured(d: Diagnostic) -> Text:
+def coloured(d: Diagnostic, width: int | None = None) -> Text:
     """A diagnostic as rich text: the words as `render` gives them."""
-    text = Text(d.render())
+    text = Text(d.render(width))
     red = "bold red" if d.severity == "error" else "bold yellow"
     text.highlight_regex(r"\A(error|warning)\[\w+\]", red)
     text.highlight_regex(r"(?m)^\s*\d* ?(-->|\||=)", "blue")

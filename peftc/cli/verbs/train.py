@@ -155,7 +155,10 @@ def tokenizer_of(reference: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(reference)
+        tokenizer = AutoTokenizer.from_pretrained(reference)
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            raise ValueError("made from the config alone, without a vocabulary")
+        return tokenizer
     except (OSError, ValueError, TypeError) as cause:
         raise error(
             "E083",

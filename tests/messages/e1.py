@@ -1,0 +1,112 @@
+"""E1xx: a spec that does not fit a model."""
+
+from __future__ import annotations
+
+import torch
+import zoo
+from messages.cases import Here, case
+from transformers import BertModel
+
+import peftc
+from peftc.capture import capture
+
+LOW_RANK = "delta: {low_rank: {rank: 4}}"
+LLAMA = ("llama", "causal-lm")
+
+
+@case("E101", "a module path with a typo")
+def _(here: Here):
+    here.insert(f"at: {{module: encoder.layer.*.qeury}}\n{LOW_RANK}", ("bert", "base"))
+
+
+@case("E101", "a role that the model lacks")
+def _(here: Here):
+    here.insert("at: cross.kv\ndelta: {prefix: {tokens: 4}}")
+
+
+@case("E101", "one entry of a list")
+def _(here: Here):
+    here.insert(f"at: [attn.q, attn.v, ffn.gate]\n{LOW_RANK}")
+
+
+@case("E101", "a role that the model has, in no such layer")
+def _(here: Here):
+    here.insert(f"at: attn.q\nstack: decoder\n{LOW_RANK}")
+
+
+@case("E101", "nothing to unfreeze")
+def _(here: Here):
+    rest = "unfreeze:\n  - {role: head}\n  - {module: encoder.layer.*.LayerNrom}\n"
+    here.insert("at: attn.out\ndelta: {bottleneck: {dim: 4}}", ("bert", "base"), rest)
+
+
+@case("E102", "another number of sites than expected")
+def _(here: Here):
+    rest = "expect: {sites: 2 per layer}\n"
+    here.insert("at: attn.out\ndelta: {bottleneck: {dim: 4}}", rest=rest)
+
+
+@case("E103", "a rank that is no reduction")
+def _(here: Here):
+    here.insert("at: [attn.q, attn.v]\ndelta: {low_rank: {rank: 20}}", LLAMA)
+
+
+@case("E104", "a tensor of another shape")
+def _(here: Here):
+    from peftc.artifact import SPEC
+
+    folder = here.artifact()
+    path = folder / SPEC
+    path.write_text(path.read_text().replace("rank: 8", "rank: 6"))
+    peftc.load(folder, here.program)
+
+
+@case("E106", "labels without a head")
+def _(here: Here):
+    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    graph(**zoo.inputs(zoo.model("bert")), labels=torch.tensor([0, 1, 0]))
+
+
+@case("E106", "rows for a model without a head")
+def _(here: Here):
+    from peftc.train import read_rows
+
+    here.write('{"text": "a", "label": 0}\n', "rows.jsonl")
+    read_rows("rows.jsonl", peftc.apply("lora", zoo.captured("bert", "base")), None)
+
+
+@case("E107", "layers that the model does not have")
+def _(here: Here):
+    here.insert("at: attn.out\nlayers: last 8\ndelta: {bottleneck: {dim: 4}}")
+
+
+@case("E108", "nothing to train")
+def _(here: Here):
+    from peftc.train import Rows, train
+
+    graph = peftc.apply({"peftc": 1, "name": "n", "insert": []}, here.program)
+    train(graph, Rows([]), pad=0, steps=1)
+
+
+@case("E109", "a low-rank update where no linear stands")
+def _(here: Here):
+    here.insert(f"at: {{module: encoder.layer.*.attention.output}}\n{LOW_RANK}", ("bert", "base"))
+
+
+@case("E110", "an attention that no prefix can enter")
+def _(here: Here):
+    config = zoo.CONFIGS["bert"]()
+    config.num_hidden_layers = 1
+    program = capture(BertModel._from_config(config, attn_implementation="eager").eval())
+    softmax = next(n for n in program.graph.nodes if n.target is torch.ops.aten.softmax.int)
+    with program.graph.inserting_before(softmax):
+        step = program.graph.call_function(torch.ops.aten.nan_to_num.default, softmax.args[:1])
+    step.meta = dict(softmax.args[0].meta)
+    softmax.replace_input_with(softmax.args[0], step)
+    program.recompile()
+    peftc.apply("ptuning2", program)
+
+
+@case("E112", "steps that do not end with the site's features")
+def _(here: Here):
+    here.insert("at: ffn.out\ndelta: {pipe: [{linear: {out: 8}}, {act: relu}]}")

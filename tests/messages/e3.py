@@ -1,0 +1,138 @@
+"""E3xx: artifacts, plans and exports on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import zoo
+from messages.cases import Here, case
+from safetensors.torch import load_file, save_file
+
+import peftc
+from peftc.artifact import LOCK, TENSORS
+from peftc.plan_file import check_plan
+
+
+def reseal(folder: Path) -> None:
+    """Make the lock agree with the tensors, as somebody who edits both would."""
+    lock = json.loads((folder / LOCK).read_text())
+    lock["sha256"][TENSORS] = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
+    (folder / LOCK).write_text(json.dumps(lock))
+
+
+@case("E301", "another base model")
+def _(here: Here):
+    peftc.load(here.artifact(), zoo.build(*here.family, seed=1))
+
+
+@case("E301", "a graph that has changed")
+def _(here: Here):
+    folder = here.artifact()
+    lock = json.loads((folder / LOCK).read_text())
+    lock["graph_sha256"] = "0" * 64
+    lock["versions"] = {"peftc": "0.1.0", "transformers": "5.0.0"}
+    (folder / LOCK).write_text(json.dumps(lock))
+    peftc.load(folder, here.program)
+
+
+@case("E301", "a stale plan")
+def _(here: Here):
+    here.run("plan", "lora", "model", "-o", "plan.json")
+    data = json.loads(Path("plan.json").read_text())
+    now = peftc.plan("lora", zoo.captured("bert", "base"))
+    check_plan(data, now.to_json(), now.sites.program.signature.config, "plan.json")
+
+
+@case("E302", "tensors of another graph")
+def _(here: Here):
+    folder = here.artifact()
+    tensors = load_file(folder / TENSORS)
+    save_file({n.replace("attn_q", "attn_k"): t for n, t in tensors.items()}, folder / TENSORS)
+    reseal(folder)
+    peftc.load(folder, here.program)
+
+
+@case("E303", "a file that is damaged")
+def _(here: Here):
+    folder = here.artifact()
+    data = (folder / TENSORS).read_bytes()
+    (folder / TENSORS).write_bytes(data[: len(data) // 2])
+    peftc.load(folder, here.program)
+
+
+@case("E303", "a file that is missing")
+def _(here: Here):
+    folder = here.artifact()
+    (folder / TENSORS).unlink()
+    peftc.load(folder, here.program)
+
+
+@case("E303", "a lock that is no JSON")
+def _(here: Here):
+    folder = here.artifact()
+    (folder / LOCK).write_text((folder / LOCK).read_text()[:100])
+    peftc.load(folder, here.program)
+
+
+@case("E303", "tensors that are none")
+def _(here: Here):
+    folder = here.artifact()
+    (folder / TENSORS).write_bytes(b"none")
+    reseal(folder)
+    peftc.load(folder, here.program)
+
+
+@case("E304", "a file that is no plan")
+def _(here: Here):
+    here.write("{}", "plan.json")
+    here.run("apply", "plan.json", "model", "-o", "out")
+
+
+@case("E306", "an output folder that has something in it")
+def _(here: Here):
+    here.artifact()
+    here.run("apply", "lora", "model", "-o", "out")
+
+
+@case("E306", "a spec that exists")
+def _(here: Here):
+    here.write("mine")
+    here.run("specs", "cp", "lora", "mine.yaml")
+
+
+@case("E306", "a plan that exists")
+def _(here: Here):
+    here.write("{}", "plan.json")
+    here.run("plan", "lora", "model", "-o", "plan.json")
+
+
+@case("E306", "a run that exists")
+def _(here: Here):
+    Path("out/runs/best").mkdir(parents=True)
+    here.run("train", "out", "--data", "rows.jsonl", "--name", "best")
+
+
+@case("E307", "a folded graph")
+def _(here: Here):
+    from peftc.pipeline import fold
+
+    peftc.save(fold(peftc.apply("lora", here.program))[0], Path("out"))
+
+
+@case("E308", "a folder that is no artifact")
+def _(here: Here):
+    here.run("train", "model", "--data", str(here.write("", "rows.jsonl")))
+
+
+@case("E308", "an artifact of another format")
+def _(here: Here):
+    Path("out").mkdir()
+    Path("out", LOCK).write_text('{"format_version": "9.0"}')
+    peftc.load("out")
+
+
+@case("E309", "a base that was made in Python")
+def _(here: Here):
+    peftc.load(here.artifact(reference=None))

@@ -1,0 +1,96 @@
+"""E4xx: exports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from messages.cases import ONE, Here, case
+from messages.modeling_odd import OddConfig, OddModel
+
+import peftc
+from peftc.backends.export import FACTS
+from peftc.capture import capture
+from peftc.capture.program import Program
+from peftc.files import FORMAT
+
+
+def graph(here: Here) -> Program:
+    """A graph with something in it."""
+    return peftc.apply("lora", here.program)
+
+
+@case("E401", "an unknown format")
+def _(here: Here):
+    here.run("export", "out", "--to", "coreml")
+
+
+@case("E402", "merging what has a nonlinearity")
+def _(here: Here):
+    here.check(ONE + "export: {fold: [a]}\n")
+
+
+def hide(here: Here, name: str) -> None:
+    """A package that is not installed."""
+    find = importlib.util.find_spec
+    here.monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == name else find(n, *a)
+    )
+
+
+@case("E403", "the packages of a format")
+def _(here: Here):
+    hide(here, "onnxruntime")
+    peftc.export(graph(here), "onnx", "onnx")
+
+
+@case("E403", "the packages of training")
+def _(here: Here):
+    from peftc.train import Rows, train
+
+    hide(here, "accelerate")
+    train(graph(here), Rows([]), pad=0, steps=1)
+
+
+@torch.library.custom_op("messages::odd", mutates_args=())
+def odd(x: torch.Tensor, how: str) -> torch.Tensor:
+    """An operation that no runtime has."""
+    return x.clone()
+
+
+@odd.register_fake
+def _(x, how):
+    return torch.empty_like(x)
+
+
+@case("E404", "an operation that TorchScript does not have")
+def _(here: Here):
+    program = capture(OddModel(OddConfig()))
+    returned = program.graph.output_node().args[0][0]
+    with program.graph.inserting_after(returned):
+        step = program.graph.call_function(torch.ops.messages.odd.default, (returned, "way"))
+    step.meta = dict(returned.meta)
+    program.graph.output_node().replace_input_with(returned, step)
+    program.recompile()
+    peftc.export(program, "torchscript", "out")
+
+
+@case("E405", "fold")
+def _(here: Here):
+    peftc.export(graph(here), "torchscript", "out", fold="all")
+
+
+@case("E406", "a file that its runtime refuses")
+def _(here: Here):
+    Path("out").mkdir()
+    Path("out/model.onnx").write_bytes(b"none")
+    facts = {"kind": "onnx", "file": "model.onnx", "sha256": {}, "format_version": FORMAT}
+    Path("out", FACTS).write_text(json.dumps(facts))
+    peftc.verify(graph(here), "out")
+
+
+@case("E407", "an opset")
+def _(here: Here):
+    peftc.export(graph(here), "onnx", "onnx", opset=17)
