@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftc.ablate import without
     from peftc.api import apply, plan, sites, trainable
     from peftc.artifact import load, save
     from peftc.backends import export, verify
@@ -31,6 +32,7 @@ _HOMES = {
     "export": "peftc.backends",
     "verify": "peftc.backends",
     "load_spec": "peftc.spec",
+    "without": "peftc.ablate",
     "PeftcError": "peftc.diagnostics",
 }
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "sites",
     "trainable",
     "verify",
+    "without",
 ]
 
 

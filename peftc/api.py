@@ -62,12 +62,11 @@ def apply(
         PeftcError: as `plan`.
     """
     resolved = spec_of(spec, set)
-    program = program_of(model, weights=True, static_length=static_length)
-    if isinstance(model, Program):
-        program = program.clone()
-    made = make_plan(resolved, find_sites(program))
+    base = program_of(model, weights=True, static_length=static_length)
+    made = make_plan(resolved, find_sites(base.clone()))
     graph, reports = rewrite(made, seed=seed)
-    graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference_of(model))
+    reference = reference_of(model)
+    graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference, base)
     return graph
 
 
@@ -77,7 +76,10 @@ def trainable(graph: Program) -> dict[str, nn.Parameter]:
 
 
 class Applied:
-    """What `apply` did: the resolved spec, the plan, the passes' reports, the model's name."""
+    """What `apply` did: the resolved spec, the plan, the passes' reports, the model's name.
+
+    `base` is the graph without the pieces, over the same frozen weights.
+    """
 
     def __init__(
         self,
@@ -86,12 +88,14 @@ class Applied:
         reports: list[Any],
         seed: int,
         reference: str | None,
+        base: Program,
     ) -> None:
         self.spec = spec
         self.plan = plan
         self.reports = reports
         self.seed = seed
         self.reference = reference
+        self.base = base
         self.random_weights = False  # whether the base was made from its config alone
 
 

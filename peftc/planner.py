@@ -94,7 +94,7 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
         places, counts = resolve(spec, k, sites, problems, notes)
         if places:
             found = len(problems)
-            check_sizes(spec, k, places, problems)
+            check_sizes(spec, k, places, sites, problems)
             if len(problems) > found:
                 continue
             count = count_parameters(insertion, places, sites)
@@ -129,11 +129,12 @@ def resolve(
             stack = sites.embeddings[0].site.stack  # a prompt goes to the encoder (Lester et al.)
         try:
             found = select(sites, at, insertion.layers, stack)
+            kept = kept_of(found, insertion, sites)
         except ValueError as cause:
             problems.append(Diagnostic("E107", str(cause), spec.span("insert", k, "layers")))
             continue
-        counts[label] = len(found)
-        places += [p for p in found if p not in places]
+        counts[label] = len(kept)
+        places += [p for p in kept if p not in places]
         if found:
             continue
         span = spec.span("insert", k, "at", j) or spec.span("insert", k, "at")
@@ -142,6 +143,21 @@ def resolve(
         else:
             problems.append(no_match(insertion, label, at, sites, span))
     return places, counts
+
+
+def kept_of(
+    found: list[Site | Attention], insertion: Insertion, sites: Sites
+) -> list[Site | Attention]:
+    """The places that are not in the layers that the insertion is to be without.
+
+    Raises:
+        ValueError: where `without` names a layer that the stack does not have.
+    """
+    if insertion.without is None:
+        return found
+    stacks = {p.stack for p in found if p.layer is not None}
+    gone = {s: insertion.without.select(sites.layers[s]) for s in stacks}
+    return [p for p in found if p.layer is None or p.layer not in gone[p.stack]]
 
 
 def no_match(insertion: Insertion, label: str, at: Any, sites: Sites, span: Any) -> Diagnostic:
@@ -165,18 +181,28 @@ def no_match(insertion: Insertion, label: str, at: Any, sites: Sites, span: Any)
 
 
 def check_sizes(
-    spec: Spec, k: int, places: Sequence[Site | Attention], problems: list[Diagnostic]
+    spec: Spec,
+    k: int,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    problems: list[Diagnostic],
 ) -> None:
-    """Refuse a rank that is no reduction, and a low-rank update where no linear stands."""
+    """Refuse layers without a size, ranks that reduce nothing, and low rank without a linear."""
     insertion = spec.insert[k]
+    try:
+        options = [options_at(insertion, place, sites) for place in places]
+    except ValueError as cause:
+        where = spec.span("insert", k, "delta")
+        problems.append(Diagnostic("E107", f"`{insertion.delta.kind}`: {cause}", where))
+        return
     if insertion.delta.kind == "pipe":
         check_pipe(spec, k, places, problems)
     if insertion.delta.kind not in ("low_rank", "dora"):
         return
-    rank = insertion.delta.options.rank
-    for place in places:
+    for place, option in zip(places, options, strict=True):
         if isinstance(place, Attention):
             continue
+        rank = option.rank
         looked_up = piece_class(insertion.delta.kind).looks_up and place.lookup is not None
         if place.weight is None and not looked_up:
             problems.append(
@@ -304,7 +330,19 @@ def build_pieces(
             pieces.append(reparameterization(options, attentions, sites))
         return pieces
     kind = piece_class(insertion.delta.kind)
-    return [kind.at(options, reading_width(insertion, p), p.width) for p in places]  # type: ignore[union-attr]
+    return [
+        kind.at(options_at(insertion, p, sites), reading_width(insertion, p), p.width)  # type: ignore[union-attr]
+        for p in places
+    ]
+
+
+def options_at(insertion: Insertion, place: Site | Attention, sites: Sites) -> Any:
+    """The delta's options at one place, sizes by layer resolved.
+
+    Raises:
+        ValueError: where a size is not said for the place's layer, or twice.
+    """
+    return insertion.delta.options.at_layer(place.layer, sites.layers.get(place.stack, 0))
 
 
 def reading_width(insertion: Insertion, site: Any) -> int:

@@ -37,6 +37,14 @@ RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Build the model from its config alone.")
 ]
 
+Without = Annotated[
+    str | None,
+    typer.Option("--without", metavar="LAYERS", help="Leave out the pieces of layers: 0-4."),
+]
+Only = Annotated[
+    str | None, typer.Option("--insertion", metavar="ID", help="With --without: of this one only.")
+]
+
 
 def assignments(pairs: list[str] | None) -> dict[str, Any]:
     """`--set` pairs as values: numbers as numbers, true and false as such, the rest as text.

@@ -26,7 +26,8 @@ def select(
     places = [p for p in (*sites.sites, *sites.attentions) if p.role == at]
     if stack != "any":
         places = [p for p in places if p.stack == stack]
-    chosen = {s: set(layers.select(count)) for s, count in sites.layers.items()}
+    stacks = {s: count for s, count in sites.layers.items() if stack in ("any", s)}
+    chosen = {s: set(layers.select(count)) for s, count in stacks.items()}
     return [p for p in places if p.layer is None or p.layer in chosen.get(p.stack, ())]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-FORMS = "all, odd, even, a number, 0-5, first 4, last 8, or a list of numbers"
+FORMS = "all, odd, even, a number, 0-5, first 4, last 8, several with commas, or a list of numbers"
+FORM = r"(all|odd|even|\d{1,6}|\d{1,6}-\d{1,6}|(first|last) \d{1,6})"
+PATTERN = rf"{FORM}(, ?{FORM})*"
 
 
 class Layers:
@@ -24,9 +26,7 @@ class Layers:
         elif type(written) is int:
             if written < 0:
                 raise ValueError(f"layers are {FORMS}")
-        elif not isinstance(written, str) or not re.fullmatch(
-            r"all|odd|even|\d{1,6}-\d{1,6}|(first|last) \d{1,6}", written
-        ):
+        elif not isinstance(written, str) or not re.fullmatch(PATTERN, written):
             raise ValueError(f"layers are {FORMS}")
 
     def select(self, count: int) -> tuple[int, ...]:
@@ -36,6 +36,9 @@ class Layers:
             ValueError: where a layer is named that the stack does not have.
         """
         w = self.written
+        if isinstance(w, str) and "," in w:
+            parts = [Layers(part.strip()).select(count) for part in w.split(",")]
+            return tuple(sorted({k for part in parts for k in part}))
         if w in ("all", "odd", "even"):
             start, step = {"all": (0, 1), "odd": (1, 2), "even": (0, 2)}[w]
             return tuple(range(start, count, step))
@@ -43,6 +46,8 @@ class Layers:
             chosen = [w]
         elif isinstance(w, list):
             chosen = w
+        elif w.isdigit():
+            chosen = [int(w)]
         elif w.startswith(("first", "last")):
             number = int(w.split()[1])
             if number > count:
@@ -54,6 +59,19 @@ class Layers:
         if not chosen or max(chosen) >= count:
             raise ValueError(f"`layers: {w}` of a stack of {count} layers, 0 to {count - 1}")
         return tuple(chosen)
+
+    def __or__(self, other: Layers) -> Layers:
+        """The layers of either."""
+        return Layers(f"{self.text}, {other.text}")
+
+    @property
+    def text(self) -> str:
+        """The choice as text."""
+        return (
+            ", ".join(map(str, self.written))
+            if isinstance(self.written, list)
+            else str(self.written)
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layers) and self.written == other.written

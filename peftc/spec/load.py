@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from peftc.diagnostics import Diagnostic, PeftcError, Span, error
 from peftc.spec.catalogue import names, path_of
 from peftc.spec.deltas import all_deltas
 from peftc.spec.expressions import evaluate, is_expression
+from peftc.spec.layers import Layers
 from peftc.spec.problems import diagnostics, near
 from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
 from peftc.spec.source import Source, parse, read_source
@@ -65,6 +67,42 @@ class Spec:
     def to_yaml(self) -> str:
         """The resolved spec as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def without(self, layers: object, insertion: str | None = None) -> Spec:
+        """This spec with these layers left out, of one insertion or of all that stand in layers.
+
+        `expect` goes: it counted the whole.
+
+        Raises:
+            PeftcError: E107 where `layers` is no choice of layers, E004 where there is no such
+                insertion, E113 where what is named does not stand in layers.
+        """
+        try:
+            gone = Layers(layers)
+        except ValueError as cause:
+            raise error("E107", f"without {layers}: {cause}") from cause
+        known = {i.id: i for i in self.insert}
+        if insertion is not None and insertion not in known:
+            help = [f"did you mean `{n}`?" for n in near(insertion, known)]
+            help.append(f"insertions: {', '.join(known) or 'none'}")
+            message = f"`{insertion}` is no insertion of {self.name}"
+            raise error("E004", message, help=tuple(help))
+        chosen = [i for i in self.insert if i.layered and insertion in (None, i.id)]
+        if not chosen:
+            raise error(
+                "E113",
+                f"nothing of {insertion or self.name} stands in layers, so none can be left out",
+                help=("a prompt stands before all layers; a module glob names its own",),
+            )
+        made = copy.copy(self)
+        made.expect = None
+        made.insert = tuple(
+            i.model_copy(update={"without": i.without | gone if i.without else gone})
+            if i in chosen
+            else i
+            for i in self.insert
+        )
+        return made
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and self.to_dict() == other.to_dict()
@@ -296,7 +334,9 @@ def used(part: Use, k: int, source: Source, base: Path, depth: int) -> Spec:
     path = find(part.use, home, span)
     inner = resolve(read_source(path), dict(part.set), path.parent, depth + 1)
     changes = {
-        n: getattr(part, n) for n in ("layers", "stack", "optional") if getattr(part, n) is not None
+        n: getattr(part, n)
+        for n in ("layers", "without", "stack", "optional")
+        if getattr(part, n) is not None
     }
     alone = len(inner.insert) == 1
     inner.insert = tuple(

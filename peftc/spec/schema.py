@@ -17,7 +17,7 @@ from pydantic import (
 
 from peftc.spec.deltas import all_deltas
 from peftc.spec.deltas.base import DeltaOptions, Strict
-from peftc.spec.layers import FORMS, Layers
+from peftc.spec.layers import FORMS, PATTERN, Layers
 from peftc.spec.one_of import OneOf
 
 PARTS = ("q", "k", "v", "kv", "heads", "out")
@@ -113,7 +113,7 @@ LayersField = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": r"^(all|odd|even|\d+-\d+|(first|last) \d+|\$\w+)$"},
+                {"type": "string", "pattern": rf"^({PATTERN}|\$\w+)$"},
                 {"type": "integer", "minimum": 0},
                 {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
             ],
@@ -130,6 +130,9 @@ class Insertion(Strict):
     id: str = Field(description="Names the parameters: peft.<id>.<site>.")
     at: AtField = Field(description="Where: one role or several, or {module: glob}.")
     layers: LayersField = Field(default_factory=lambda: Layers("all"), description=FORMS)
+    without: LayersField | None = Field(
+        None, description=f"Layers of these that are left out: {FORMS}"
+    )
     stack: Literal["any", "encoder", "decoder"] = Field("any", description="Which stack.")
     form: Literal["sequential", "parallel"] | None = Field(
         None, description="sequential: the delta reads h; parallel: the input of what makes h."
@@ -140,6 +143,11 @@ class Insertion(Strict):
     delta: Delta = Field(description="What is computed and trained.")
     compose: Compose | None = Field(None, description="How it meets h.")
     optional: bool = Field(False, description="Whether matching nothing is fine.")
+
+    @property
+    def layered(self) -> bool:
+        """Whether it stands in layers: an embedding, or a module named by its path, does not."""
+        return any(isinstance(at, str) and at != "embed.out" for at in self.at)
 
     @property
     def composition(self) -> OneOf:
@@ -200,6 +208,7 @@ class Use(Strict):
     use: str = Field(description="A shipped name, or a path from this file.")
     set: dict[str, Number | str | bool] = Field(default_factory=dict, description="Its variables.")
     layers: LayersField | None = Field(None, description=FORMS)
+    without: LayersField | None = Field(None, description=f"Layers that are left out: {FORMS}")
     stack: Literal["any", "encoder", "decoder"] | None = Field(None, description="Which stack.")
     optional: bool | None = Field(None, description="Whether matching nothing is fine.")
 

@@ -30,7 +30,8 @@ def family(request):
 @pytest.mark.parametrize("spec", SPECS)
 def test_zero_initialised_pieces_leave_the_outputs_exactly_equal(family, spec):
     model = zoo.model(*family)
-    graph = peftc.apply(spec, zoo.captured(*family))
+    options = {"init": "zero_up"} if spec == "houlsby" else {}
+    graph = peftc.apply(spec, zoo.captured(*family), set=options)
     for batch, length in SHAPES:
         inputs = zoo.inputs(model, batch, length)
         with torch.no_grad():
@@ -39,6 +40,20 @@ def test_zero_initialised_pieces_leave_the_outputs_exactly_equal(family, spec):
         torch.testing.assert_close(
             reference.main_output(got), reference.main_output(want), rtol=0, atol=0
         )
+
+
+def test_houlsby_starts_near_the_model_with_both_projections_drawn_as_in_the_paper(family):
+    model = zoo.model(*family)
+    graph = peftc.apply("houlsby", zoo.captured(*family))
+    weights = [p.detach() for n, p in graph.peft_parameters() if n.endswith("weight")]
+    assert all(0 < w.abs().max() <= 2e-2 for w in weights), "truncated at two sigma"
+    every = torch.cat([w.flatten() for w in weights])
+    assert 0.8e-2 < every.std() < 1e-2  # of a normal truncated at two sigma: 0.88 sigma
+    assert all(not p.any() for n, p in graph.peft_parameters() if n.endswith("bias"))
+    inputs = zoo.inputs(model, 4, 9)
+    with torch.no_grad():
+        got, want = (reference.main_output(f(**inputs)) for f in (graph, model))
+    assert 0 < (got - want).abs().max() < 1e-2 * want.abs().max()
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -131,7 +131,8 @@ def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):
         "7 |     dleta: {bottleneck: {dim: 8}}\n"
         "  |     ^^^^^ not a key of `insert.0`\n"
         "  = help: did you mean `delta`?\n"
-        "  = help: keys allowed here: id, at, layers, stack, form, reads, delta, compose, optional"
+        "  = help: keys allowed here: id, at, layers, without, stack, form, reads, delta, compose, "
+        "optional"
     )
 
 

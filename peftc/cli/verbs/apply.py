@@ -15,6 +15,7 @@ from peftc.cli.options import (
     Force,
     Json,
     Labels,
+    Only,
     RandomWeights,
     Revision,
     Set,
@@ -22,6 +23,7 @@ from peftc.cli.options import (
     StaticLength,
     Task,
     Trust,
+    Without,
     assignments,
     open_model,
 )  # fmt: skip
@@ -44,17 +46,29 @@ def apply(
     dtype: Dtype = None,
     attn: Attn = None,
     static_length: StaticLength = None,
+    without: Without = None,
+    insertion: Only = None,
     trust: Trust = False,
     random_weights: RandomWeights = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Rewrite a model as the spec says, and write the artifact: only what is trained."""
+    """Rewrite a model as the spec says, and write the artifact: only what is trained.
+
+    SPEC may be a plan, or with --without an artifact: its pieces in those layers are dropped.
+    """
     from peftc.diagnostics import error
     from peftc.files import check_free
     from peftc.plan_file import check_plan, is_plan, read_plan
     from peftc.spec import load_spec
 
+    if insertion is not None and without is None:
+        raise error("E008", "--insertion says of which insertion --without leaves out layers")
+    if is_artifact(spec):
+        given = {"--set": set, "--task": task, "--labels": labels, "--revision": revision,
+                 "--dtype": dtype, "--attn": attn, "--static-length": static_length}  # fmt: skip
+        drop(Path(spec), model, without, insertion, given, out, force=force, json=json)
+        return
     options: dict[str, Any] = {
         "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
         "attn": attn, "static_length": static_length,
@@ -63,10 +77,12 @@ def apply(
     if is_plan(spec):
         resolved, planned = read_plan(spec)
         options |= {k: v for k, v in planned["options"].items() if options[k] is None}
-        if set:
+        if set or without:
             raise error("E008", "a plan is resolved: give --set to `peftc plan`")
     else:
         resolved = load_spec(spec, set=assignments(set))
+        if without is not None:
+            resolved = resolved.without(without, insertion)
     if options["model"] is None:
         raise error("E008", "no model is given", help=("peftc apply SPEC MODEL -o DIR",))
     model = str(options["model"])
@@ -105,6 +121,55 @@ def apply(
         say(f"   {path.name:<20}{path.stat().st_size:>12,} bytes")
     say(f"trainable {counts['trainable']:,} of {counts['base'] + counts['inserted']:,} parameters")
     say(f"Next:  peftc train {out} --data train.jsonl   or   peftc export {out} --to onnx")
+
+
+def is_artifact(spec: str) -> bool:
+    """Whether a command-line argument names an artifact folder rather than a spec."""
+    return (Path(spec) / "peftc.lock.json").is_file()
+
+
+def drop(
+    artifact: Path,
+    model: str | None,
+    without: str | None,
+    insertion: str | None,
+    given: dict[str, Any],
+    out: Path,
+    *,
+    force: bool,
+    json: bool,
+) -> None:
+    """Write an artifact again without its pieces in some layers.
+
+    Raises:
+        PeftcError: E008 without layers, or with options that an artifact has decided.
+    """
+    from peftc.cli.verbs.verify import load_quietly
+    from peftc.diagnostics import error
+    from peftc.files import check_free
+
+    if without is None:
+        raise error(
+            "E008",
+            f"{artifact} is applied already",
+            help=("to leave out its pieces in some layers: --without 0-4",),
+        )
+    if decided := [name for name, value in given.items() if value]:
+        raise error("E008", f"{artifact} is resolved: it has decided {', '.join(decided)}")
+    check_free(out, force=force)
+    with progress(f"loading {artifact}"):
+        graph = load_quietly(artifact, model, without=without, insertion=insertion)
+    import peftc
+    from peftc.api import APPLIED
+
+    peftc.save(graph, out, force=force)
+    plan = graph.meta[APPLIED].plan
+    if json:
+        emit({"ok": True, "out": str(out), "plan": plan})
+        return
+    for planned in plan["insertions"]:
+        say(f" {planned['id']:<16}{len(planned['sites'])} sites left")
+    say(f"wrote {out}/.  Next:  peftc export {out} --to onnx")
 
 
 def since(start: float) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import Force, Json
+from peftc.cli.options import Force, Json, Only, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
@@ -23,6 +23,8 @@ def export(
     fold: Annotated[str, typer.Option(help="auto: merge what can be merged; none.")] = "auto",
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    without: Without = None,
+    insertion: Only = None,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     force: Force = False,
     json: Json = False,
@@ -38,7 +40,7 @@ def export(
     from peftc.cli.verbs.verify import load_quietly
 
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion)
     with progress(f"exporting to {to}"):
         exported = peftc.export(graph, to, out, fold=fold, opset=opset, force=force)
     with progress("verifying"):

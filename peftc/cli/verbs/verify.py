@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import Json
+from peftc.cli.options import Json, Only, Without
 from peftc.diagnostics import error
 
 ORDER = 8
@@ -18,6 +18,8 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
     exported: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    without: Without = None,
+    insertion: Only = None,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     json: Json = False,
 ) -> None:
@@ -25,7 +27,7 @@ def verify(
     import peftc
 
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion)
     with progress("verifying"):
         report = peftc.verify(graph, exported, tolerance=tol)
     if json:
@@ -36,11 +38,20 @@ def verify(
         raise typer.Exit(6)
 
 
-def load_quietly(artifact: Path, model: str | None, device: str = "cpu") -> Any:
+def load_quietly(
+    artifact: Path,
+    model: str | None,
+    device: str = "cpu",
+    *,
+    without: str | None = None,
+    insertion: str | None = None,
+) -> Any:
     """Load an artifact onto a device, without transformers' own chatter.
 
+    With `without`, the pieces of these layers are left out.
+
     Raises:
-        PeftcError: as `peftc.load`; E008 for a device that is not there.
+        PeftcError: as `peftc.load` and `peftc.without`; E008 for a device that is not there.
     """
     from peftc.artifact import read_lock
 
@@ -52,12 +63,14 @@ def load_quietly(artifact: Path, model: str | None, device: str = "cpu") -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     place = device_of(device)
-    if place == "cpu":
-        return peftc.load(artifact, model)
-    from peftc.artifact import base_model
+    base: Any = model
+    if place != "cpu":
+        from peftc.artifact import base_model
 
-    # Captured where it will run: constants of the graph are made on the model's device.
-    return peftc.load(artifact, base_model(lock, artifact, model).to(place))
+        # Captured where it will run: constants of the graph are made on the model's device.
+        base = base_model(lock, artifact, model).to(place)
+    graph = peftc.load(artifact, base)
+    return graph if without is None else peftc.without(graph, without, insertion)
 
 
 def device_of(wanted: str) -> str:

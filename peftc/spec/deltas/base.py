@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from peftc.spec.sizes import Sizes
 
 Activation = Literal[
     "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity"
@@ -26,3 +28,12 @@ class DeltaOptions(Strict):
     form: ClassVar[str | None]  # the default form, None where form has no meaning
     formula: ClassVar[str]  # what h becomes
     merges: ClassVar[bool] = False  # whether it can be folded into a frozen weight
+
+    def at_layer(self, layer: int | None, count: int) -> Self:
+        """These options at one layer of a stack of `count`: sizes by layer become numbers.
+
+        Raises:
+            ValueError: where a size is not said for this layer, or twice.
+        """
+        sizes = {n: v for n, v in self if isinstance(v, Sizes)}
+        return self.model_copy(update={n: v.at(layer, count) for n, v in sizes.items()})

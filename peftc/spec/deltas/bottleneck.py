@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from peftc.spec.deltas.base import Activation, DeltaOptions
+from peftc.spec.sizes import Size
 
 
 class Bottleneck(DeltaOptions):
@@ -20,7 +21,9 @@ class Bottleneck(DeltaOptions):
     form: ClassVar[str | None] = "sequential"
     formula: ClassVar[str] = "h + up(act(down(x)))"
 
-    dim: int = Field(gt=0, description="Width of the bottleneck.")
+    dim: Size = Field(
+        description="Width of the bottleneck: a number, or {default: 64, last 4: 16}."
+    )
     act: Activation = Field("relu", description="Nonlinearity between down and up.")
     init: Literal["zero_up", "houlsby", "lora"] = Field(
         "zero_up",

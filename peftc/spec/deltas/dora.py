@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from peftc.spec.deltas.base import DeltaOptions
+from peftc.spec.sizes import Size
 
 
 class Dora(DeltaOptions):
@@ -21,7 +22,7 @@ class Dora(DeltaOptions):
     formula: ClassVar[str] = "m*(W + s*B*A)x / |W + s*B*A| + b"
     merges: ClassVar[bool] = True
 
-    rank: int = Field(gt=0, description="Rank of the update.")
+    rank: Size = Field(description="Rank of the update: a number, or {default: 8, last 4: 4}.")
     scale: int | float = Field(1, description="s, what the update is multiplied with.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what A reads.")
     init: Literal["kaiming", "gaussian"] = Field(

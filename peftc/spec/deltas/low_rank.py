@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from peftc.spec.deltas.base import DeltaOptions
+from peftc.spec.sizes import Size
 
 
 class LowRank(DeltaOptions):
@@ -21,7 +22,7 @@ class LowRank(DeltaOptions):
     formula: ClassVar[str] = "h + s*B(A(x))"
     merges: ClassVar[bool] = True
 
-    rank: int = Field(gt=0, description="Rank of the update.")
+    rank: Size = Field(description="Rank of the update: a number, or {default: 8, last 4: 4}.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what A reads.")
     init: Literal["kaiming", "gaussian"] = Field(
         "kaiming", description="How A is drawn; B is zero at the start."
