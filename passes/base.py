@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.values import set_value
 
 Module = TypeVar("Module", bound=nn.Module)
+Change = Callable[[Tensor], Tensor]  # of a weight; it may work in place on what it is given
+DEFERRED = "peftc.deferred"  # in a Program's meta: changes of weights that wait, by weight
 
 
 class Keeps(Enum):
@@ -57,6 +60,20 @@ def set_parameter(program: Program, name: str, value: Tensor, *, trainable: bool
     """Replace the parameter at a dotted path by one of its own storage."""
     parent = program.get_submodule(name.rpartition(".")[0])
     setattr(parent, name.rpartition(".")[2], nn.Parameter(value, requires_grad=trainable))
+
+
+def change(program: Program, name: str, by: Change) -> None:
+    """%weight  ->  by(%weight), on storage of its own; `by` is given a copy.
+
+    In a program that defers, the change only waits in its meta, so that one who writes the
+    weights to disk can make them one at a time.
+    """
+    waiting = program.meta.get(DEFERRED)
+    if waiting is not None:
+        waiting.setdefault(name, []).append(by)
+        return
+    with torch.no_grad():
+        set_parameter(program, name, by(attribute(program, name).detach().clone()))
 
 
 def call_module(program: Program, name: str, args: tuple[Any, ...], site: str) -> fx.Node:

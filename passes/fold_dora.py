@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
+from peftc.passes.base import Keeps, Pass, change, chosen, pieces
 from peftc.passes.linears import maker_of
 from peftc.pieces.dora import Dora
 
@@ -59,11 +59,12 @@ def merge(program: Program, piece: fx.Node, module: Dora) -> None:
         return
     if not all(isinstance(attribute(program, str(u.target)), Dora) for u in updates):
         return
-    name = str(linear.weight.target)
-    merged = attribute(program, name).detach().clone()
-    view = (merged.T if linear.transposed else merged)[rows]
-    with torch.no_grad():
-        ratio = module.ratio(view).to(merged.dtype)
-        view.add_(module.scale * module.merged().to(merged.dtype)).mul_(ratio[:, None])
-    set_parameter(program, name, merged)
+
+    def merged(weight: torch.Tensor) -> torch.Tensor:
+        view = (weight.T if linear.transposed else weight)[rows]
+        ratio = module.ratio(view).to(weight.dtype)
+        view.add_(module.scale * module.merged().to(weight.dtype)).mul_(ratio[:, None])
+        return weight
+
+    change(program, str(linear.weight.target), merged)
     add.replace_all_uses_with(base)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
+from peftc.capture.program import Program
+from peftc.passes.base import Keeps, Pass, change, chosen, pieces
 from peftc.passes.linears import Linear, maker_of
 from peftc.pieces.low_rank import LowRank
 
@@ -69,8 +69,10 @@ class FoldLowRank(Pass):
 
 def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice) -> None:
     """W[rows] += delta, in a weight of its own storage, rows being output features."""
-    name = str(linear.weight.target)
-    merged = attribute(program, name).detach().clone()
-    view = merged.T if linear.transposed else merged
-    view[rows] += delta.to(merged.dtype)
-    set_parameter(program, name, merged)
+
+    def merged(weight: torch.Tensor) -> torch.Tensor:
+        view = weight.T if linear.transposed else weight
+        view[rows] += delta.to(weight.dtype)
+        return weight
+
+    change(program, str(linear.weight.target), merged)

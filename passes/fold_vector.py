@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, chosen, pieces, set_parameter
+from peftc.capture.program import Program
+from peftc.passes.base import Keeps, Pass, change, chosen, pieces
 from peftc.passes.linears import linear_of, maker_of
 from peftc.pieces.vector import Vector
 
@@ -82,8 +82,10 @@ def scale(
     program: Program, weight: fx.Node, factor: torch.Tensor, part: slice, *, column: bool
 ) -> None:
     """weight[..., part] (its columns) or weight[part] (its rows) times factor, in a copy."""
-    name = str(weight.target)
-    value = attribute(program, name).detach().clone()
-    view = value if column else value.T
-    view[..., part] *= factor.to(value.dtype)
-    set_parameter(program, name, value)
+
+    def scaled(value: torch.Tensor) -> torch.Tensor:
+        view = value if column else value.T
+        view[..., part] *= factor.to(value.dtype)
+        return value
+
+    change(program, str(weight.target), scaled)

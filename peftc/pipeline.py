@@ -12,11 +12,13 @@ from torch import nn
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
 from peftc.diagnostics import error
-from peftc.passes.base import Pass
+from peftc.passes.base import DEFERRED, Pass
 from peftc.passes.drop_dropout import DropDropout
 from peftc.passes.fold_dora import FoldDora
 from peftc.passes.fold_low_rank import FoldLowRank
+from peftc.passes.fold_prefix import FoldPrefix
 from peftc.passes.fold_reparam import FoldReparam
+from peftc.passes.fold_scale import FoldScale
 from peftc.passes.fold_vector import FoldVector
 from peftc.passes.insert import Insert
 from peftc.passes.prefix import InsertPrefix, ShiftPositions
@@ -195,17 +197,29 @@ def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
         piece.to(device=value.device, dtype=value.dtype)
 
 
-def fold(program: Program, *, merge: bool | Collection[str] = True) -> tuple[Program, list[Report]]:
+def fold(
+    program: Program,
+    *,
+    merge: bool | Collection[str] = True,
+    constants: bool = True,
+    deferred: bool = False,
+) -> tuple[Program, list[Report]]:
     """A copy of `program` that is cheaper to run and gives the same outputs.
 
-    Dropouts and reparameterisations go; with `merge`, low-rank updates and vectors go into the
-    frozen weights next to them, all or those of the insertions named. Weights that change have
-    storage of their own.
+    Dropouts and reparameterisations go. With `constants`, scales and gates go into the pieces'
+    own weights and prefixes are repeated over heads. With `merge`, low-rank updates and vectors
+    go into the frozen weights next to them, all or those of the insertions named: weights that
+    change have storage of their own, or with `deferred` wait in the copy's meta.
     """
     pipeline = Pipeline(program.clone(pieces=True))
+    if deferred:
+        pipeline.program.meta[DEFERRED] = {}
     passes: list[Pass] = [DropDropout(), FoldReparam()]
+    if constants:
+        passes += [FoldPrefix(), FoldScale()]
     if merge:
         only = None if merge is True else merge
-        passes += [FoldDora(only), FoldLowRank(only), FoldVector(only)]
+        # Twice: a vector may stand on an update's sum, and an update on a scaled linear.
+        passes += [FoldDora(only), FoldLowRank(only), FoldVector(only), FoldLowRank(only)]
     pipeline.run(passes)
     return pipeline.program, pipeline.reports

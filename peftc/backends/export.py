@@ -15,6 +15,7 @@ from peftc.files import FORMAT, check_free, check_intact, read_facts, sha256, st
 from peftc.pipeline import fold as folded
 
 FACTS = "peftc.export.json"
+FOLDS = ("auto", "unmerged", "none")
 
 
 def export(
@@ -29,8 +30,9 @@ def export(
     """Write `graph` for deployment: "onnx" or "torchscript".
 
     The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
-    mergeable pieces are merged, or those that the spec's `export.fold` names; with "none" the
-    pieces stay what they are.
+    mergeable pieces are merged, or those that the spec's `export.fold` names; with "unmerged"
+    every piece stays apart, with constants folded into its tensors; with "none" the pieces stay
+    what they are.
 
     Raises:
         PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages.
@@ -39,9 +41,9 @@ def export(
     target.check_installed()
     out = Path(out)
     check_free(out, force=force)
-    if fold not in ("auto", "none"):
-        raise error("E405", f"fold: {fold}", help=("fold is auto or none",))
-    program, _ = folded(graph, merge=merged(graph, fold))
+    if fold not in FOLDS:
+        raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
+    program, _ = folded(graph, merge=merged(graph, fold), constants=fold != "none")
     with staged(out, force=force) as partial:
         file = target.write(program, partial, {"opset": opset})
         names = sorted(p.name for p in partial.iterdir())
@@ -61,8 +63,8 @@ def export(
 
 
 def merged(graph: Program, fold: str) -> bool | list[str]:
-    """What is to be merged: what the spec's `export.fold` says, unless `fold` is "none"."""
-    if fold == "none":
+    """What is to be merged: what the spec's `export.fold` says, for fold "auto"."""
+    if fold != "auto":
         return False
     applied = graph.meta.get(APPLIED)
     wanted = applied.spec.export.fold if applied and applied.spec.export else "auto"

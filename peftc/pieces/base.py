@@ -41,6 +41,29 @@ class Piece(nn.Module, ABC):
         """The piece that reads (..., in_width) and gives (..., width), freshly initialised."""
         raise LookupError(f"the piece `{cls.kind}` is not made from widths")
 
+    def scale_output(self, factor: Tensor) -> bool:
+        """Whether the last layer's parameters could be changed so that the delta is factor * delta.
+
+        factor: () or (width,). False, and nothing changed, where no parameters come last.
+        """
+        return False
+
+
+def scale_layer(layer: nn.Module | None, factor: Tensor) -> bool:
+    """Whether the parameters of `layer` could take a factor of its output: () or (out,)."""
+    if isinstance(layer, nn.Sequential):
+        return scale_layer(layer[-1], factor)
+    if hasattr(layer, "scale_output"):
+        return layer.scale_output(factor)  # type: ignore[operator,union-attr]
+    if not isinstance(layer, nn.Linear | nn.LayerNorm | RMSNorm):
+        return False
+    bias = getattr(layer, "bias", None)
+    with torch.no_grad():
+        layer.weight.mul_(factor[:, None] if factor.dim() and layer.weight.dim() > 1 else factor)
+        if isinstance(bias, Tensor):
+            bias.mul_(factor)
+    return True
+
 
 def linear(
     in_width: int, out_width: int, *, bias: bool = True, std: float | None = None

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from peftc.pieces.base import ACTIVATIONS, Piece, linear
+from peftc.pieces.base import ACTIVATIONS, Piece, linear, scale_layer
 
 STD = 1e-2  # Houlsby et al. 2019, section 3.6
 
@@ -56,6 +56,9 @@ class Bottleneck(Piece):
             dropout=options.dropout,
             norm=options.norm,
         )
+
+    def scale_output(self, factor: Tensor) -> bool:
+        return scale_layer(self.up if self.after is None else self.after, factor)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.before is not None:

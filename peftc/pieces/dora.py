@@ -54,6 +54,9 @@ class Dora(LowRank):
         direction = weight + self.scale * self.merged()
         return self.m / torch.linalg.vector_norm(direction, dim=1).detach()
 
+    def scale_output(self, factor: Tensor) -> bool:
+        return False  # the delta is no multiple of any of its parameters
+
     def forward(self, x: Tensor, *linear: Tensor) -> Tensor:
         """The delta, from x and the linear's h, W and b where it has one."""
         h, weight, *bias = linear

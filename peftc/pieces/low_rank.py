@@ -58,6 +58,11 @@ class LowRank(Piece):
             x = self.dropout(x)
         return functional.linear(functional.linear(x, self.A), self.B, self.b)
 
+    def scale_output(self, factor: Tensor) -> bool:
+        with torch.no_grad():
+            self.B.mul_(factor[:, None] if factor.dim() else factor)
+        return True
+
     def merged(self) -> Tensor:
         """B A, (out, in): what the update adds to a weight of that shape."""
         return self.B @ self.A

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peftc.pieces.base import ACTIVATIONS, Piece, linear, norm
+from peftc.pieces.base import ACTIVATIONS, Piece, linear, norm, scale_layer
 
 STD = {"default": None, "normal": 1e-2, "zeros": 0.0}
 
@@ -47,6 +47,18 @@ class Pipe(Piece):
         for step in self.steps:
             x = step(x)
         return x
+
+    def scale_output(self, factor: Tensor) -> bool:
+        return scale_layer(self.steps[-1], factor)
+
+    def fold_scales(self) -> None:
+        """layer, scale  ->  layer: the factors of a scale go into the layer before it."""
+        steps: list[nn.Module] = []
+        for step in self.steps:
+            folds = isinstance(step, Scale) and steps
+            if not folds or not scale_layer(steps[-1], torch.as_tensor(step.factor).detach()):
+                steps.append(step)
+        self.steps = nn.ModuleList(steps)
 
 
 def built(steps: Sequence[Any], width: int, site: int) -> tuple[list[nn.Module], int]:
@@ -124,6 +136,14 @@ class Conv1d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.pad(x.transpose(1, 2), self.pad)).transpose(1, 2)
 
+    def scale_output(self, factor: Tensor) -> bool:
+        """Factor * the convolution, by its weights: () or (out,)."""
+        with torch.no_grad():
+            self.conv.weight.mul_(factor.reshape(-1, 1, 1))
+            if self.conv.bias is not None:
+                self.conv.bias.mul_(factor)
+        return True
+
 
 class Scale(nn.Module):
     """x times one number, or one a feature, fixed or trained."""
@@ -136,6 +156,12 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
+
+    def scale_output(self, factor: Tensor) -> bool:
+        """Factor * the scale's own: () or (width,)."""
+        own = torch.as_tensor(self.factor).detach().to(factor)
+        self.factor = nn.Parameter(own * factor)
+        return True
 
 
 class Residual(nn.Module):

@@ -16,9 +16,9 @@ class Prefix(Piece):
 
     k: (batch, heads, length, head_dim), P_k: (kv_heads, tokens, head_dim), and so for v with
     value_dim. Each key/value head is repeated heads / kv_heads times in a row, as grouped-query
-    attention repeats its own. A piece that does not join gives (1, heads, tokens, dim) P_k and
-    P_v alone. Without
-    keys and values of its own (`own` false) it takes them as further inputs, from a
+    attention repeats its own; `spread` does so once, for a graph that is only run. A piece that
+    does not join gives (1, heads, tokens, dim) P_k and P_v alone. Without keys and values of its
+    own (`own` false) it takes them as further inputs, from a
     `Reparameterization`.
     P ~ N(0, 0.02^2) at the start, or zeros: no prefix is the identity, since its keys take part
     in the softmax. Source: Li and Liang 2021, "Prefix-Tuning"; Liu et al. 2022, "P-Tuning v2".
@@ -62,10 +62,21 @@ class Prefix(Piece):
         """[prefix; x], the prefix repeated over heads and over the batch."""
         if self.dropout is not None:
             prefix = self.dropout(prefix)
+        if prefix.dim() == 3:
+            prefix = self.by_heads(prefix).to(x.dtype)
+        return torch.cat([prefix.expand(x.shape[0], -1, -1, -1), x], 2) if self.joins else prefix
+
+    def by_heads(self, prefix: Tensor) -> Tensor:
+        """(kv_heads, tokens, dim) as (1, heads, tokens, dim)."""
         if self.repeats > 1:
             prefix = prefix.repeat_interleave(self.repeats, 0)
-        prefix = prefix.unsqueeze(0).to(x.dtype)
-        return torch.cat([prefix.expand(x.shape[0], -1, -1, -1), x], 2) if self.joins else prefix
+        return prefix.unsqueeze(0)
+
+    def spread(self) -> None:
+        """Keep the keys and values as `by_heads` gives them."""
+        with torch.no_grad():
+            self.key = nn.Parameter(self.by_heads(self.key).clone())
+            self.value = nn.Parameter(self.by_heads(self.value).clone())
 
 
 class Reparameterization(nn.Module):

@@ -28,5 +28,10 @@ class Vector(Piece):
         """The vector that a spec's options describe."""
         return cls(width, init=options.init)
 
+    def scale_output(self, factor: Tensor) -> bool:
+        with torch.no_grad():
+            self.l.mul_(factor)
+        return True
+
     def forward(self) -> Tensor:
         return self.l

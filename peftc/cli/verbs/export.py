@@ -20,7 +20,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
-    fold: Annotated[str, typer.Option(help="auto: merge what can be merged; none.")] = "auto",
+    fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
