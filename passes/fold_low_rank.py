@@ -59,12 +59,19 @@ class FoldLowRank(Pass):
         if module.b is not None:
             if linear.bias is None or len(linear.bias.users) != 1:
                 return
-            name = str(linear.bias.target)
-            bias = attribute(program, name).detach().clone()
-            bias[rows or part] += (scale * module.b.detach()).to(bias.dtype)
-            set_parameter(program, name, bias)
+            merge_bias(program, linear.bias, module.b.detach() * scale, rows or part)
         merge_rows(program, linear, module.merged().detach() * scale, rows or part)
         add.replace_all_uses_with(base)
+
+
+def merge_bias(program: Program, bias: fx.Node, delta: torch.Tensor, rows: slice) -> None:
+    """b[rows] += delta, in a bias of its own storage."""
+
+    def merged(value: torch.Tensor) -> torch.Tensor:
+        value[rows] += delta.to(value.dtype)
+        return value
+
+    change(program, str(bias.target), merged)
 
 
 def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice) -> None:

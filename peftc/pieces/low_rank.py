@@ -61,6 +61,8 @@ class LowRank(Piece):
     def scale_output(self, factor: Tensor) -> bool:
         with torch.no_grad():
             self.B.mul_(factor[:, None] if factor.dim() else factor)
+            if self.b is not None:
+                self.b.mul_(factor)
         return True
 
     def merged(self) -> Tensor:
