@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peftc.artifact import load, save
     from peftc.backends import export, verify
     from peftc.diagnostics import PeftcError
+    from peftc.interop import import_checkpoint
     from peftc.spec import load_spec
 
 __version__ = "0.1.0"
@@ -34,11 +35,13 @@ _HOMES = {
     "load_spec": "peftc.spec",
     "without": "peftc.ablate",
     "PeftcError": "peftc.diagnostics",
+    "import_checkpoint": "peftc.interop",
 }
 __all__ = [
     "PeftcError",
     "apply",
     "export",
+    "import_checkpoint",
     "load",
     "load_spec",
     "plan",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from peftc.capture import Program, capture
 from peftc.capture.load import load_model
@@ -64,15 +65,35 @@ def apply(
     resolved = spec_of(spec, set)
     base = program_of(model, weights=True, static_length=static_length)
     made = make_plan(resolved, find_sites(base.clone()))
+    return carried_out(made, base, seed=seed, reference=reference_of(model))
+
+
+def carried_out(made: Plan, base: Program, *, seed: int, reference: str | None) -> Program:
+    """A plan carried out in place on the Program of its sites, a clone of `base`."""
     graph, reports = rewrite(made, seed=seed)
-    reference = reference_of(model)
-    graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference, base)
+    graph.meta[APPLIED] = Applied(made.spec, made.to_json(), reports, seed, reference, base)
     return graph
 
 
 def trainable(graph: Program) -> dict[str, nn.Parameter]:
     """The parameters that have gradients, by name: inserted pieces and what the spec unfreezes."""
     return {n: p for n, p in graph.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint of another library that a graph was imported from.
+
+    `keys`: its names of the base's parameters; `same`: names in it of base weights as they are;
+    `dtypes` by its names; `unused`: parts of it that take part in no output.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    keys: dict[str, str]
+    same: dict[str, str]
+    dtypes: dict[str, str]
+    unused: dict[str, Tensor]
 
 
 class Applied:
@@ -97,6 +118,7 @@ class Applied:
         self.reference = reference
         self.base = base
         self.random_weights = False  # whether the base was made from its config alone
+        self.origin: Origin | None = None  # of an import
 
 
 def spec_of(spec: Spec | str | Path | Mapping[str, Any], set: Mapping[str, object] | None) -> Spec:

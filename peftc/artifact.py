@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peftc.api import APPLIED, Applied, apply, program_of, reference_of, trainable
+from peftc.api import APPLIED, Applied, Origin, apply, program_of, reference_of, trainable
 from peftc.capture import Program
 from peftc.capture.listing import listing
 from peftc.capture.load import load_model
@@ -24,6 +24,7 @@ from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
 from peftc.spec import load_spec
 
 TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
+UNUSED = "unused.safetensors"  # what an imported checkpoint holds beside, for its export
 PACKAGES = ("peftc", "torch", "transformers", "safetensors")
 
 
@@ -53,7 +54,11 @@ def write_artifact(graph: Program, folder: Path) -> None:
             help=("save before folding; a folded graph is for `export`",),
         )
     tensors = {n: p.detach().contiguous().cpu() for n, p in trained(graph).items()}
+    stored = [TENSORS]
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    if applied.origin is not None and applied.origin.unused:
+        save_file(applied.origin.unused, folder / UNUSED, metadata={"format": "pt"})
+        stored.append(UNUSED)
     text = listing(graph)
     lock = {
         "format_version": FORMAT,
@@ -61,10 +66,12 @@ def write_artifact(graph: Program, folder: Path) -> None:
         "seed": applied.seed,
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "tensors": {n: {"dtype": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()},
-        "sha256": {TENSORS: sha256(folder / TENSORS)},
+        "sha256": {name: sha256(folder / name) for name in stored},
         "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "plan": applied.plan,
     }
+    if applied.origin is not None:
+        lock["origin"] = {k: v for k, v in vars(applied.origin).items() if k != "unused"}
     (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
     (folder / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
     (folder / GRAPH).write_text(text, encoding="utf-8")
@@ -92,6 +99,9 @@ def load(folder: str | Path, model: Any = None) -> Program:
     applied: Applied = graph.meta[APPLIED]
     applied.reference = lock["model"]["reference"] or reference_of(model)
     applied.random_weights = lock["model"]["random_weights"]
+    if "origin" in lock:
+        unused = read_tensors(folder / UNUSED) if UNUSED in lock["sha256"] else {}
+        applied.origin = Origin(**lock["origin"], unused=unused)
     if hashlib.sha256(listing(graph).encode()).hexdigest() != lock["graph_sha256"]:
         here = importlib.metadata.version("transformers")
         raise error(

@@ -31,13 +31,22 @@ class Backend(ABC):
     """One export format.
 
     `runner` is a script that runs the exported file with the format's own runtime alone:
-    `python runner FILE INPUTS.npz OUTPUTS.npz`.
+    `python runner FILE INPUTS.npz OUTPUTS.npz`, and what `arguments` says.
     """
 
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # the pip extra that it needs
     requires: ClassVar[tuple[str, ...]] = ()  # the modules that the extra brings
     runner: ClassVar[Path]
+    merges: ClassVar[bool] = True  # whether pieces are merged into the weights that it writes
+    real_only: ClassVar[bool] = False  # whether outputs at padding are another matter
+
+    def check(self, graph: Program) -> None:  # noqa: B027 (most formats take every graph)
+        """Refuse what the format cannot express, before anything is written."""
+
+    def arguments(self, graph: Program, folder: Path) -> tuple[str, ...]:
+        """What the runner is given besides, made in a folder that it may read."""
+        return ()
 
     @abstractmethod
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def export(
     opset: int | None = None,
     force: bool = False,
 ) -> Exported:
-    """Write `graph` for deployment: "onnx" or "torchscript".
+    """Write `graph` for deployment, "onnx" or "torchscript", or as a checkpoint of "peft".
 
     The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
     mergeable pieces are merged, or those that the spec's `export.fold` names; with "unmerged"
@@ -35,7 +35,8 @@ def export(
     what they are.
 
     Raises:
-        PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages.
+        PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages,
+            E408 where PEFT has no form of the graph.
     """
     target = backend(kind)
     target.check_installed()
@@ -43,9 +44,11 @@ def export(
     check_free(out, force=force)
     if fold not in FOLDS:
         raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
-    program, _ = folded(graph, merge=merged(graph, fold), constants=fold != "none")
+    target.check(graph)
+    constants = fold != "none" and target.merges
+    program, _ = folded(graph, merge=target.merges and merged(graph, fold), constants=constants)
     with staged(out, force=force) as partial:
-        file = target.write(program, partial, {"opset": opset})
+        file = target.write(program, partial, {"opset": opset, "applied": graph.meta.get(APPLIED)})
         names = sorted(p.name for p in partial.iterdir())
         facts = {
             "format_version": FORMAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ class Report:
 def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) -> Report:
     """Run the exported file in a process of its own and compare it with `graph`.
 
-    That process imports the file's runtime, and neither peftc nor transformers. Every position
-    is compared, those of padding as well.
+    That process imports the file's runtime and not peftc. Every position is compared, those of
+    padding as well, where the format is a whole graph.
 
     Raises:
         PeftcError: E303 for a damaged file, E406 where its runtime cannot run it.
@@ -87,20 +88,22 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
     ]
     vocabulary = getattr(graph.signature.config.get_text_config(), "vocab_size", 2) or 2
     device = next(graph.parameters()).device
-    cases, wanted = {}, []
+    cases, wanted, masks = {}, [], []
     training = graph.training
     graph.eval()
     for k, size in enumerate(sizes):
         values = {i.name: example_value(i, size, vocabulary) for i in graph.signature.inputs}
         cases |= {f"{k}/{n}": v.numpy() for n, v in values.items()}
+        real = backend(exported.kind).real_only
+        masks.append([v for n, v in values.items() if real and n.endswith("attention_mask")])
         with torch.no_grad():
             wanted.append([t.cpu() for t in graph.flat(*(v.to(device) for v in values.values()))])
     graph.train(training)
     got = run(exported, cases, len(sizes), graph)
     names = [o.name for o in graph.signature.outputs]
     rows = tuple(
-        compared(size, name, a, b)
-        for size, ours, theirs in zip(sizes, wanted, got, strict=True)
+        compared(size, name, a, b, mask)
+        for size, ours, theirs, mask in zip(sizes, wanted, got, masks, strict=True)
         for name, a, b in zip(names, ours, theirs, strict=True)
     )
     return Report(exported.kind, exported.file, tolerance, rows)
@@ -123,12 +126,14 @@ def run(
     exported: Exported, cases: dict[str, np.ndarray], count: int, graph: Program
 ) -> list[list[Tensor]]:
     """The outputs of the exported file for every case, from a process of its own."""
-    runner = backend(exported.kind).runner
+    target = backend(exported.kind)
     with tempfile.TemporaryDirectory(prefix="peftc-verify-") as folder:
         inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(inputs, **cases)  # type: ignore[arg-type]
         # -P: the script's own folder is not on its path.
-        command = [sys.executable, "-P", str(runner), exported.file, str(inputs), str(outputs)]
+        files = (exported.file, str(inputs), str(outputs))
+        more = target.arguments(graph, Path(folder))
+        command = [sys.executable, "-P", str(target.runner), *files, *more]
         done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
         if done.returncode != 0:
             last = [t for t in done.stderr.splitlines() if t.strip()][-1:]
@@ -147,8 +152,15 @@ def run(
             ]
 
 
-def compared(size: dict[str, int], name: str, ours: Tensor, theirs: Tensor) -> Row:
-    """One output of the graph and of the file."""
+def compared(
+    size: dict[str, int], name: str, ours: Tensor, theirs: Tensor, masks: Sequence[Tensor] = ()
+) -> Row:
+    """One output of the graph and of the file, without the positions that a mask of it hides."""
+    for mask in masks:
+        if ours.dim() > 1 and ours.shape == theirs.shape and ours.shape[:2] == mask.shape:
+            keep = mask.bool().reshape(*mask.shape, *[1] * (ours.dim() - 2))
+            ours, theirs = ours.where(keep, 0), theirs.where(keep, 0)
+            break
     if ours.shape != theirs.shape:
         difference, agreement = float("nan"), 0.0
     else:

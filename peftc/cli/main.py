@@ -49,7 +49,10 @@ def root(
 
 
 def build() -> typer.Typer:
-    """The program with every verb: modules of `peftc.cli.verbs`, in their own order."""
+    """The program with every verb: modules of `peftc.cli.verbs`, in their own order.
+
+    A module is called as its verb, with an underscore behind it where that is a keyword.
+    """
     app = typer.Typer(
         help=ABOUT,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -60,12 +63,13 @@ def build() -> typer.Typer:
     names = [m.name for m in pkgutil.iter_modules(verbs.__path__)]
     modules = [importlib.import_module(f"{verbs.__name__}.{n}") for n in names]
     for module in sorted(modules, key=lambda m: m.ORDER):
-        name = module.__name__.rpartition(".")[2].rstrip("_")
+        function = module.__name__.rpartition(".")[2]
+        name = function.rstrip("_")
         epilog = examples(getattr(module, "EXAMPLES", ()))
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, epilog=epilog)
         else:
-            app.command(name, epilog=epilog)(with_common(getattr(module, name)))
+            app.command(name, epilog=epilog)(with_common(getattr(module, function)))
     return app
 
 

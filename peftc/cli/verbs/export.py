@@ -16,7 +16,7 @@ ORDER = 7
 
 def export(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    to: Annotated[str, typer.Option("--to", help="onnx or torchscript.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torchscript or peft.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
@@ -29,7 +29,7 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write an artifact as ONNX or TorchScript, and compare the file with the graph."""
+    """Write an artifact as ONNX, TorchScript or a PEFT checkpoint, and compare it."""
     from peftc.backends.base import backend
     from peftc.files import check_free
 
