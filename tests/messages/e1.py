@@ -110,3 +110,17 @@ def _(here: Here):
 @case("E112", "steps that do not end with the site's features")
 def _(here: Here):
     here.insert("at: ffn.out\ndelta: {pipe: [{linear: {out: 8}}, {act: relu}]}")
+
+
+@case("E113", "a prompt stands before all layers")
+def _(here: Here):
+    peftc.without(peftc.apply("prompt", here.program), "0-1")
+
+
+@case("E113", "nothing stands in these layers")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: ffn.out, layers: 0, delta: {bottleneck: {dim: 8}}}\n"
+    )
+    peftc.without(peftc.apply(spec, here.program), 1)

@@ -6,12 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
 import zoo
 from messages.cases import Here, case
 from safetensors.torch import load_file, save_file
 
 import peftc
 from peftc.artifact import LOCK, TENSORS
+from peftc.interop.importing import opened
 from peftc.plan_file import check_plan
 
 
@@ -90,6 +92,22 @@ def _(here: Here):
     here.run("apply", "plan.json", "model", "-o", "out")
 
 
+@case("E305", "nothing to resume")
+def _(here: Here):
+    here.artifact()
+    here.run("train", "out", "--resume")
+
+
+@case("E305", "a run whose rows have changed")
+def _(here: Here):
+    from peftc.train.run import start_run, unfinished
+
+    rows = here.write('{"text": "a", "label": "LABEL_0"}\n', "rows.jsonl")
+    start_run(Path("out/runs/001"), Path("out"), {"data": [rows]}, {})
+    here.write("", "rows.jsonl")
+    unfinished(Path("out"))
+
+
 @case("E306", "an output folder that has something in it")
 def _(here: Here):
     here.artifact()
@@ -111,7 +129,7 @@ def _(here: Here):
 @case("E306", "a run that exists")
 def _(here: Here):
     Path("out/runs/best").mkdir(parents=True)
-    here.run("train", "out", "--data", "rows.jsonl", "--name", "best")
+    here.run("train", "out", "--data", str(here.write("", "rows.jsonl")), "--name", "best")
 
 
 @case("E307", "a folded graph")
@@ -136,3 +154,51 @@ def _(here: Here):
 @case("E309", "a base that was made in Python")
 def _(here: Here):
     peftc.load(here.artifact(reference=None))
+
+
+LORA = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["query"]}
+A = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+def checkpoint(**options: object) -> None:
+    """./checkpoint, a low-rank update of which a half is missing, and these options."""
+    Path("checkpoint").mkdir()
+    Path("checkpoint/adapter_config.json").write_text(json.dumps(LORA | options))
+    save_file({A: torch.ones(3, 24)}, "checkpoint/adapter_model.safetensors")
+
+
+@case("E310", "a folder that is no checkpoint")
+def _(here: Here):
+    here.run("import", "model", "--model", "model", "-o", "out")
+
+
+@case("E311", "a pickle")
+def _(here: Here):
+    Path("checkpoint").mkdir()
+    Path("checkpoint/adapter_config.json").write_text(json.dumps(LORA))
+    Path("checkpoint/adapter_model.bin").write_bytes(b"never read")
+    here.run("import", "checkpoint", "--model", "model", "-o", "out")
+
+
+@case("E312", "a method without equivalent")
+def _(here: Here):
+    checkpoint(peft_type="LOHA")
+    opened(Path("checkpoint"))
+
+
+@case("E312", "weights that the base does not have any more")
+def _(here: Here):
+    checkpoint(init_lora_weights="pissa")
+    opened(Path("checkpoint"))
+
+
+@case("E313", "half of an update")
+def _(here: Here):
+    checkpoint()
+    peftc.import_checkpoint("checkpoint", zoo.captured("bert"))
+
+
+@case("E314", "an option that is none")
+def _(here: Here):
+    checkpoint(rak=8)
+    opened(Path("checkpoint"))

@@ -94,3 +94,8 @@ def _(here: Here):
 @case("E407", "an opset")
 def _(here: Here):
     peftc.export(graph(here), "onnx", "onnx", opset=17)
+
+
+@case("E408", "what another library cannot express")
+def _(here: Here):
+    peftc.export(peftc.apply("pfeiffer", here.program), "peft", "exported")
