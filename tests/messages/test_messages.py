@@ -60,7 +60,7 @@ def stable(value, folder: Path):
     if not isinstance(value, str):
         return value
     for path in (folder.resolve(), folder):
-        value = value.replace(f"{path}/", "")
+        value = value.replace(f"{path}/", "").replace(str(path), "HERE")
     for pattern, name in VARYING:
         value = pattern.sub(name, value)
     return value
