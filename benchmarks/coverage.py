@@ -1,31 +1,33 @@
 """Every text type of the installed transformers: capture, sites, and each kind of insertion.
 
-    python benchmarks/coverage.py            # goes on where it stopped; writes docs/coverage.md
-    python benchmarks/coverage.py bert gpt2  # these types, printed
+    python benchmarks/coverage.py                          # goes on where it stopped
+    python benchmarks/coverage.py bert gpt2                # these types again
+    python benchmarks/coverage.py --only prefix,prompt bert  # these insertions of it again
 
-Each type is a tiny random model in a process of its own. For an insertion, "exact" means that at
-zero initialisation the outputs equal the model's bit for bit at two sizes with padding; "effect"
-that random pieces change them; "gradients" that every inserted tensor has one; "reference" that the
-outputs are within 1e-5 (relative to the largest logit) of the plain model with forward hooks
-(bottleneck, low-rank, vector), `inputs_embeds` (prompt), or its own cache and a function in
-transformers' attention registry (prefix).
+Writes docs/coverage.md. Each type is a tiny random model in a process of its own. For an
+insertion, "exact" means that at zero initialisation the outputs equal the model's bit for bit at
+two sizes with padding; "effect" that random pieces change them; "gradients" that every inserted
+tensor has one; "reference" that the outputs are within 1e-5 (relative to the largest logit) of the
+plain model with forward hooks (bottleneck, low-rank, vector), `inputs_embeds` (prompt), or (prefix)
+its own cache, a function in transformers' attention registry, and prefix_at_run_time.py, as many of
+them as a model has.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "coverage.jsonl"
 TABLE = ROOT / "docs" / "coverage.md"
-LIMIT = 150  # seconds a type
+LIMIT = 900  # seconds a type
 SHAPES = ((2, 17), (4, 9))
 METHODS = ("bottleneck", "low_rank", "vector", "prefix", "prompt")
 SPECS: dict[str, list[dict[str, Any]]] = {
@@ -46,7 +48,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def case(name: str, task: str) -> dict[str, Any]:
+def case(name: str, task: str, methods: Sequence[str] = METHODS) -> dict[str, Any]:
     """Everything about one type."""
     import references
     import tiny
@@ -96,10 +98,10 @@ def case(name: str, task: str) -> dict[str, Any]:
     ends = {s.name: found for s in sites.sites if (found := producer(facts, s)) is not None}
     fused = {s.name: s.weight.rows for s in sites.sites if s.weight and s.weight.fused}
     hints = references.Modules(downs, ends, fused)
-    for method in METHODS:
+    for method in methods:
         result[method] = attempt(method, model, program, hints)
-    if result["attention_calls"]:
-        result["prefix"].update(by_hook(model, program, [a.role for a in sites.attentions]))
+    if "prefix" in methods and sites.attentions:
+        result["prefix"].update(kept(model, program, sites, bool(result["attention_calls"])))
     return result
 
 
@@ -138,29 +140,38 @@ def calls_agree(model: Any, sites: Any) -> bool | None:
     return called == found if called else None
 
 
-def by_hook(model: Any, program: Any, roles: list[str]) -> dict[str, Any]:
-    """The prefix with positions kept against the same inside the model's attention calls."""
+def kept(model: Any, program: Any, sites: Any, registry: bool) -> dict[str, Any]:
+    """The prefix with positions kept, against the same inside the model as it runs."""
     import references
     import tiny
     import torch
+    from prefix_at_run_time import prefixed_at_run_time
 
     prefix = {"tokens": 4, "positions": "keep"}
     insert = [{"id": "p", "at": "attn.kv", "delta": {"prefix": prefix}}]
+    roles = [a.role for a in sites.attentions]
+    found: dict[str, Any] = {}
     try:
         graph = references.randomised({"peftc": 1, "name": "keep", "insert": insert}, program)
-        worst, cached = 0.0, []
-        with torch.no_grad():
-            for given in (tiny.inputs(model, *shape) for shape in SHAPES):
-                wanted = references.prefixed_by_hook(model, graph, roles, given)
-                real = "decoder_input_ids" not in given and given.get("attention_mask", False)
-                difference = spread(main(graph(**given)) - wanted, real)
-                worst = max(worst, difference / max(1.0, wanted.abs().max().item()))
+        cached = []
+        for given in (tiny.inputs(model, *shape) for shape in SHAPES):
+            with torch.no_grad():
+                got, ways = main(graph(**given)), {}
+                ways["reference_run"] = prefixed_at_run_time(model, graph, sites.attentions, given)
+                if registry:
+                    ways["reference_hook"] = references.prefixed_by_hook(model, graph, roles, given)
                 own = references.prefixed(model, graph, given)
-                cached.append(own is not None and spread(main(graph(**given)) - own, real) < 1e-5)
+            real = "decoder_input_ids" not in given and given.get("attention_mask", False)
+            for way, wanted in ways.items():
+                if wanted is not None:
+                    difference = spread(got - wanted, real) / max(1.0, wanted.abs().max().item())
+                    found[way] = max(found.get(way, 0.0), difference)
+            cached.append(own is not None and spread(got - own, real) < 1e-5)
         # A model that does not move positions by its cache is no reference for `shift`.
-        return {"reference_hook": worst, "cache_keeps_positions": all(cached)}
+        found["cache_keeps_positions"] = all(cached)
     except Exception as cause:
-        return {"no_hook": first_line(cause)}
+        found["no_hook"] = first_line(cause)
+    return found
 
 
 def attempt(method: str, model: Any, program: Any, modules: Any) -> dict[str, Any]:
@@ -240,8 +251,8 @@ def ok(row: dict[str, Any], method: str) -> bool:
 
 def compared(m: dict[str, Any], otherwise: float | None = None) -> Any:
     """The largest difference from an independent reference, or `otherwise`."""
-    kept = m.get("cache_keeps_positions", False)
-    names = ("reference_hook",) if kept else ("reference", "reference_hook")
+    keeps = m.get("cache_keeps_positions", False)
+    names = ("reference_hook", "reference_run", *(() if keeps else ("reference",)))
     found = [m[k] for k in names if k in m]
     return max(found) if found else otherwise
 
@@ -301,50 +312,64 @@ def mark(row: dict[str, Any], method: str) -> str:
     return "not " + ", ".join(wrong) if wrong else f"differs {compared(m, 0.0):.0e}"
 
 
-def run_one(name: str, task: str) -> dict[str, Any]:
-    """One type in a process of its own."""
-    command = [sys.executable, __file__, "--case", name, task]
+def run_one(name: str, task: str, methods: Sequence[str]) -> dict[str, Any]:
+    """One type in a process of its own, forked so that libraries are imported once."""
+    context = multiprocessing.get_context("fork")
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: its.send(case(name, task, methods)))
+    process.start()
+    its.close()
+    row: dict[str, Any] = {"type": name, "task": task}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {"type": name, "task": task, "stage": "time", "error": f"over {LIMIT} s"}
-    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-    try:
-        return json.loads(last[0])
-    except json.JSONDecodeError:
-        tail = (done.stderr.strip().splitlines() or ["?"])[-1]
-        return {"type": name, "task": task, "stage": "process", "error": tail[:200]}
+        if not ours.poll(LIMIT):
+            return {**row, "stage": "time", "error": f"over {LIMIT} s"}
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return {**row, "stage": "process", "error": f"ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
 
 
-def sweep(wanted: list[str]) -> None:
-    """Run what has no result yet, two at a time."""
+def results() -> dict[str, dict[str, Any]]:
+    """The last result of each type."""
+    if not RESULTS.exists():
+        return {}
+    return {r["type"]: r for r in map(json.loads, RESULTS.read_text().splitlines())}
+
+
+def sweep(wanted: list[str], methods: Sequence[str] = METHODS) -> None:
+    """Run what has no result yet, or the wanted types again."""
     import tiny
 
-    done = {}
-    if RESULTS.exists() and not wanted:
-        done = {r["type"]: r for r in map(json.loads, RESULTS.read_text().splitlines())}
-    todo = [(n, t) for n, t in tiny.types() if (n in wanted if wanted else n not in done)]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for row in pool.map(lambda pair: run_one(*pair), todo):
-            if wanted:
-                print(json.dumps(row, indent=1))
-                continue
-            done[row["type"]] = row
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-    if not wanted:
-        write_table(list(done.values()))
-        print(Counter(r.get("stage", "ok") for r in done.values()))
+    import peftc.pipeline  # noqa: F401  before the processes part
+
+    done = results()
+    for name, task in tiny.types():
+        if name not in wanted if wanted else name in done:
+            continue
+        row = run_one(name, task, methods)
+        before = done.get(name, {}) if methods is not METHODS else {}
+        row = {**{m: before[m] for m in METHODS if m in before and m not in methods}, **row}
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(name, *(mark(row, m) or row.get("stage") for m in METHODS), sep="  ", flush=True)
+    done = results()
+    lines = [json.dumps(done[n]) for n in sorted(done)]
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(list(done.values()))
+    print(Counter(r.get("stage", "ok") for r in done.values()))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    if sys.argv[1:2] == ["--case"]:
-        import os
-        import warnings
+    import os
+    import warnings
 
-        os.environ["OMP_NUM_THREADS"] = "1"
-        warnings.simplefilter("ignore")
-        print(json.dumps(case(*sys.argv[2:4])))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, str(Path(__file__).parent))
+    if sys.argv[1:2] == ["--only"]:
+        sweep(sys.argv[3:], sys.argv[2].split(","))
     else:
         sweep(sys.argv[1:])

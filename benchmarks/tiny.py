@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -40,6 +41,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts"), 1),
+    "audio_hidden_size": 32,
+    "adapter_in_dim": 32,
+    "adapter_input_size": 32,
+    "adapter_out_dim": 32,
+    "num_codebooks": 1,
     "vocab_size": 199,
     "type_vocab_size": 2,
     "head_dim": 8,
@@ -111,6 +117,15 @@ MORE: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "num_hidden_layers": 2,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": 2,
+        }
+    },
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -134,6 +149,8 @@ MORE: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [12, 20], "axial_pos_shape": [10, 16]},
     "roc_bert": {"pronunciation_vocab_size": 60, "shape_vocab_size": 70},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -154,13 +171,18 @@ def shrink(name: str) -> Any:
 
 def small(config_class: Any) -> Any:
     """A small config of a class: what the class refuses to be given is left as it is."""
-    default = config_class()
+    try:
+        default = config_class()
+    except Exception:  # its own defaults do not go together
+        default = config_class(**MORE.get(config_class.model_type, {}))
     given = shared(default)
     for part in config_class.sub_configs:
         value = getattr(default, part, None)
         if isinstance(value, PretrainedConfig) and value is not default:
-            given[part] = small(type(value)).to_dict()
-    given.update(MORE.get(config_class.model_type, {}))
+            given[part] = {**small(type(value)).to_dict(), **MORE.get(value.model_type, {})}
+    for key, value in MORE.get(config_class.model_type, {}).items():
+        nested = isinstance(value, dict) and isinstance(given.get(key), dict)
+        given[key] = {**given[key], **value} if nested else value
     while True:
         try:
             return config_class(**given)
@@ -183,6 +205,8 @@ def shared(default: Any) -> dict[str, Any]:
     heads = known(default, "num_attention_heads")
     if "num_key_value_heads" in sizes and known(default, "num_key_value_heads") == heads:
         sizes["num_key_value_heads"] = 4
+    if default.to_dict().get("per_layer_config"):
+        sizes["per_layer_config"] = {}  # sizes by layer, for the layers that there were
     kinds = list(dict.fromkeys(known(default, "layer_types") or ()))
     if kinds:  # one layer of each kind, and at least two
         sizes["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
@@ -204,7 +228,12 @@ def build(name: str, task: str) -> Any:
     Experts run as batched products, as in the graph: their other forms add in another order.
     """
     torch.manual_seed(0)
-    model = FACTORIES[task][0].from_config(shrink(name)).eval()
+    config = shrink(name)
+    try:
+        model = FACTORIES[task][0].from_config(config).eval()
+    except AttributeError:  # a composite type whose language model takes its decoder's config
+        own = FACTORIES[task][1][name]
+        model = getattr(transformers, own)._from_config(config.get_text_config(decoder=True)).eval()
     with contextlib.suppress(ValueError, AttributeError):
         model.set_experts_implementation("batched_mm")
     generator = torch.Generator().manual_seed(0)
