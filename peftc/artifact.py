@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peftc.api import APPLIED, Applied, apply, program_of, reference_of, trainable
+from peftc.api import APPLIED, Applied, program_of, reference_of, rewritten, trainable
 from peftc.capture import Program
 from peftc.capture.listing import listing
 from peftc.capture.load import load_model
@@ -86,7 +86,7 @@ def load(folder: str | Path, model: Any = None) -> Program:
     if model is None or isinstance(model, str | Path):
         model = base_model(lock, folder, model)
     program = program_of(model, weights=True, static_length=lock["model"]["static_length"])
-    graph = apply(load_spec(folder / SPEC), program, seed=lock["seed"])
+    graph = rewritten(load_spec(folder / SPEC), program, lock["seed"], reference_of(model))
     check_base(graph, lock, folder)
     fill(graph, read_tensors(folder / TENSORS), folder)
     applied: Applied = graph.meta[APPLIED]

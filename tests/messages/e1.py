@@ -110,3 +110,38 @@ def _(here: Here):
 @case("E112", "steps that do not end with the site's features")
 def _(here: Here):
     here.insert("at: ffn.out\ndelta: {pipe: [{linear: {out: 8}}, {act: relu}]}")
+
+
+@case("E113", "a prompt stands before all layers")
+def _(here: Here):
+    peftc.without(peftc.apply("prompt", here.program), "0-1")
+
+
+@case("E113", "nothing stands in these layers")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: ffn.out, layers: 0, delta: {bottleneck: {dim: 8}}}\n"
+    )
+    peftc.without(peftc.apply(spec, here.program), 1)
+
+
+@case("E114", "labels without names")
+def _(here: Here):
+    here.insert("at: embed.out\ndelta: {prompt: {tokens: 8, init: labels}}")
+
+
+@case("E114", "too few hidden features")
+def _(here: Here):
+    here.insert(
+        "at: attn.kv\ndelta: {prefix: {tokens: 8, reparam: {hidden: 4}, init: {text: a cat}}}"
+    )
+
+
+@case("E114", "an id that the model does not have")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: embed.out, delta: {prompt: {tokens: 2, init: {ids: [4, 300]}}}}\n"
+    )
+    peftc.apply(spec, here.program)
