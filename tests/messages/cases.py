@@ -72,15 +72,13 @@ class Here:
 
     def run(self, *argv: str) -> None:
         """Run a command, its refusal raised rather than printed, equal models captured once."""
-        from peftc.cli.main import build, usage
+        from peftc.cli.main import build, refused
 
         self.monkeypatch.setattr("peftc.api.capture", captured_once)
         try:
             build()(args=list(argv), standalone_mode=False, prog_name="peftc")
         except Exception as wrong:
-            if hasattr(wrong, "format_message"):
-                raise PeftcError([usage(wrong)]) from wrong
-            raise
+            raise refused(wrong) or wrong from wrong
 
     def artifact(self, spec: Any = "lora", reference: str | None = "model") -> Path:
         """./out, made from a spec and the tiny model."""

@@ -90,6 +90,22 @@ def _(here: Here):
     here.run("apply", "plan.json", "model", "-o", "out")
 
 
+@case("E305", "nothing to resume")
+def _(here: Here):
+    here.artifact()
+    here.run("train", "out", "--resume")
+
+
+@case("E305", "a run whose rows have changed")
+def _(here: Here):
+    from peftc.train.run import start_run, unfinished
+
+    rows = here.write('{"text": "a", "label": "LABEL_0"}\n', "rows.jsonl")
+    start_run(Path("out/runs/001"), Path("out"), {"data": [rows]}, {})
+    here.write("", "rows.jsonl")
+    unfinished(Path("out"))
+
+
 @case("E306", "an output folder that has something in it")
 def _(here: Here):
     here.artifact()
@@ -111,7 +127,7 @@ def _(here: Here):
 @case("E306", "a run that exists")
 def _(here: Here):
     Path("out/runs/best").mkdir(parents=True)
-    here.run("train", "out", "--data", "rows.jsonl", "--name", "best")
+    here.run("train", "out", "--data", str(here.write("", "rows.jsonl")), "--name", "best")
 
 
 @case("E307", "a folded graph")

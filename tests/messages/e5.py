@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 from messages.cases import Here, case
+
+from peftc.machine import check_disk, check_memory
+
+
+@case("E501", "not enough room, known before")
+def _(here: Here):
+    here.monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_200_000_000))
+    check_disk(Path("out"), 4_338_000_000, "export", parts="438 MB graph + 3.9 GB weights")
 
 
 @case("E502", "a hub that does not answer")
@@ -52,3 +61,31 @@ def _(here: Here):
 def _(here: Here):
     full(here, "write_text")
     here.run("plan", "lora", "model", "-o", "plan.json")
+
+
+@case("E504", "a disk that fills up while it is written")
+def _(here: Here):
+    here.monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
+    here.run("apply", "lora", "model", "-o", "out")
+
+
+@case("E505", "a model larger than memory, known before")
+def _(here: Here):
+    here.monkeypatch.setattr("peftc.machine.free_memory", lambda: 2_000_000_000)
+    check_memory(16_000_000_000, "the model")
+
+
+@case("E505", "memory that runs out")
+def _(here: Here):
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried "
+                           "to allocate 8589934592 bytes. Error code 12")  # fmt: skip
+
+    here.monkeypatch.setattr("peftc.machine.free_memory", lambda: 2_000_000_000)
+    here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
+    here.run("apply", "lora", "model", "-o", "out")
