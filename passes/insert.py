@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
+from peftc.passes.tasks import task_ids
+from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Gate
 
 aten = torch.ops.aten
@@ -37,6 +39,7 @@ class Insert(Pass):
     reads: str
     compose: Any  # kind and options, as the spec has them
     reads_input: bool = True
+    composes: Mapping[str, Any] | None = None  # by task, where each has pieces of its own
 
     @property
     def name(self) -> str:
@@ -57,6 +60,8 @@ class Insert(Pass):
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
         given = () if x is None else (x,)
+        if isinstance(piece, Bank):
+            given = (task_ids(program), *given)
         if getattr(piece, "reads_weight", False):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
@@ -68,6 +73,12 @@ class Insert(Pass):
         redirect(h, made, site.readers, own=site.own)
         if self.reads == "x" and weight is not None:
             weight.node.meta.setdefault("parallel", []).append(node)
+
+    @property
+    def scale(self) -> float:
+        """What the sum multiplies a delta with; 1 where each task's pieces do it themselves."""
+        scales = {float(c.options.scale) for c in (self.composes or {"": self.compose}).values()}
+        return scales.pop() if len(scales) == 1 else 1.0
 
     def source(self, program: Program, site: Site, h: fx.Node, piece: nn.Module) -> fx.Node | None:
         """The node that the piece reads; None for a piece that reads nothing."""
@@ -141,9 +152,15 @@ class Insert(Pass):
                 return call(program, aten.mul.Tensor, (h, delta), path)
             if kind == "gate":
                 width = site.width if options.per == "channel" else None
-                add_module(program, f"{target}_gate", Gate(options.init, width))
-                return call_module(program, f"{target}_gate", (h, delta), path)
-            scale = {} if options.scale == 1 else {"alpha": float(options.scale)}
+                gate: nn.Module = Gate(options.init, width)
+                given: tuple[fx.Node, ...] = (h, delta)
+                if self.composes is not None:
+                    own = {t: Gate(c.options.init, width) for t, c in self.composes.items()}
+                    gate, given = Bank(own), (task_ids(program), *given)
+                gate.to(device=h.meta["val"].device, dtype=h.meta["val"].dtype)
+                add_module(program, f"{target}_gate", gate)
+                return call_module(program, f"{target}_gate", given, path)
+            scale = {} if self.scale == 1 else {"alpha": self.scale}
             return call(program, aten.add.Tensor, (h, delta), path, **scale)
 
 

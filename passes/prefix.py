@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,10 @@ from peftc.dataflow.site import Attention, Position
 from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
 from peftc.passes.cached_mask import cached_mask
+from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh
 from peftc.passes.written_attention import attend_beside
+from peftc.pieces.bank import Bank, HiddenScores, Lengths, LongerMask, ShiftedRows
 from peftc.pieces.prefix import Prefix, Reparameterization
 
 aten = torch.ops.aten
@@ -37,10 +39,20 @@ class InsertPrefix(Pass):
 
     id: str
     attentions: Sequence[Attention]
-    pieces: Sequence[Prefix]
-    tokens: int
-    reparam: Reparameterization | None = None
+    pieces: Sequence[Prefix | Bank]
+    lengths: Sequence[int]  # one for all tasks, or one a task
+    reparam: Reparameterization | Bank | None = None
     cached: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The length of the longest."""
+        return max(self.lengths)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether tasks have prefixes of different lengths, so that rows need masks."""
+        return len(set(self.lengths)) > 1
 
     @property
     def name(self) -> str:
@@ -56,9 +68,10 @@ class InsertPrefix(Pass):
             add_module(program, target, piece)
             k, v = current(attention.k), current(attention.v)
             given = tuple(parts[2 * n : 2 * n + 2])
+            rows = (task_ids(program),) if isinstance(piece, Bank) else ()
             first = attention.node if attention.scores is None else attention.scores
             with program.graph.inserting_before(first):
-                pair = call_module(program, target, (k, v, *given), path)
+                pair = call_module(program, target, (*rows, k, v, *given), path)
                 k_new = call(program, operator.getitem, (pair, 0), path)
                 v_new = call(program, operator.getitem, (pair, 1), path)
             if attention.scores is None:
@@ -70,7 +83,7 @@ class InsertPrefix(Pass):
                     help=("--attn sdpa, where the model has it", "mask: open"),
                 )
             else:
-                attend_beside(program, attention, k_new, v_new)
+                attend_beside(program, attention, k_new, v_new, self.hidden(program))
         refresh(program)
 
     def join(
@@ -102,7 +115,8 @@ class InsertPrefix(Pass):
         add_module(program, target, self.reparam)
         first = next(n for n in program.graph.nodes if n.op not in ("placeholder", "get_attr"))
         with program.graph.inserting_before(first):
-            table = call_module(program, target, (), "")
+            rows = (task_ids(program),) if isinstance(self.reparam, Bank) else ()
+            table = call_module(program, target, rows, "")
             return [
                 call(program, operator.getitem, (table, k), "")
                 for k in range(2 * len(self.attentions))
@@ -114,10 +128,13 @@ class InsertPrefix(Pass):
         """The mask with `tokens` columns in front that keep: True, or 0.0 to be added."""
         mask = attention.mask
         if mask is None:
-            if not is_causal(attention.node):
+            causal = is_causal(attention.node)
+            if not causal and not self.uneven:
                 return None
-            return self.causal_mask(program, attention)
+            return self.own_mask(program, attention, causal)
         mask = current(mask)
+        if self.cached and self.uneven:
+            raise RuntimeError("`mask: cached` needs prefixes of one length for all tasks")
         if mask not in masks and self.cached:
             masks[mask] = cached_mask(program, mask, self.tokens)
         if mask not in masks:
@@ -128,9 +145,33 @@ class InsertPrefix(Pass):
                 if str(value.shape[-1]) == "1":
                     full = self.widened(program, mask, attention)
             with after(full):
-                pad = (full, [self.tokens, 0], keep)
-                masks[mask] = call(program, aten.constant_pad_nd.default, pad, full.meta["module"])
+                masks[mask] = self.padded(program, full, keep)
         return masks[mask]
+
+    def padded(self, program: Program, mask: fx.Node, keep: float) -> fx.Node:
+        """A mask with the prefix's columns in front; of each row, as many as its own prefix has."""
+        path = mask.meta["module"]
+        if self.uneven:
+            target = self.helper(program, "mask", LongerMask)
+            return call_module(program, target, (task_ids(program), mask), path)
+        pad = (mask, [self.tokens, 0], keep)
+        return call(program, aten.constant_pad_nd.default, pad, path)
+
+    def hidden(self, program: Program) -> Callable[[fx.Node], fx.Node] | None:
+        """For an attention that is written out: its prefix's scores, spare tokens hidden."""
+        if not self.uneven:
+            return None
+        target = self.helper(program, "hide", HiddenScores)
+        rows = task_ids(program)
+        return lambda scores: call_module(program, target, (rows, scores), scores.meta["module"])
+
+    def helper(self, program: Program, name: str, kind: type[Lengths]) -> str:
+        """The path of a module that all attentions share."""
+        target = f"peft.{self.id}.{name}"
+        if name not in program.get_submodule(f"peft.{self.id}")._modules:
+            device = task_ids(program).meta["val"].device
+            add_module(program, target, kind(self.lengths).to(device))
+        return target
 
     def widened(self, program: Program, mask: fx.Node, attention: Attention) -> fx.Node:
         """A mask of one column for all keys, as one column a key."""
@@ -141,8 +182,8 @@ class InsertPrefix(Pass):
         with after(keys):
             return call(program, aten.expand.default, (mask, [*sizes, keys]), attention.module)
 
-    def causal_mask(self, program: Program, attention: Attention) -> fx.Node:
-        """What `is_causal` means, as a mask: (length, tokens + keys), the first columns True."""
+    def own_mask(self, program: Program, attention: Attention, causal: bool) -> fx.Node:
+        """What no mask means, or `is_causal`, as one: (length, tokens + keys)."""
         path, q, k = attention.module, current(attention.q), current(attention.k)
         rows = call(program, aten.sym_size.int, (q, 2), path)
         columns = call(program, aten.sym_size.int, (k, 2), path)
@@ -150,8 +191,8 @@ class InsertPrefix(Pass):
         ones = call(
             program, aten.ones.default, ([rows, columns],), path, dtype=torch.bool, device=device
         )
-        lower = call(program, aten.tril.default, (ones,), path)
-        return call(program, aten.constant_pad_nd.default, (lower, [self.tokens, 0], 1.0), path)
+        mask = call(program, aten.tril.default, (ones,), path) if causal else ones
+        return self.padded(program, mask, 1.0)
 
 
 def is_causal(node: fx.Node) -> bool:
@@ -168,12 +209,14 @@ class ShiftPositions(Pass):
     """
 
     positions: Sequence[Position]
-    by: int
+    by: int | ShiftedRows
+    target: str = ""  # the path of a module that shifts rows apart
 
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"shift positions by {self.by}"
+        by = self.by if isinstance(self.by, int) else ", ".join(map(str, self.by.sizes))
+        return f"shift positions by {by}"
 
     def run(self, program: Program) -> None:
         """Add `by` on every edge through which positions enter."""
@@ -181,8 +224,22 @@ class ShiftPositions(Pass):
         for p in self.positions:
             node = current(p.positions)
             if node not in shifted:
-                with after(node):
-                    shifted[node] = call(
-                        program, aten.add.Tensor, (node, self.by), node.meta["module"]
-                    )
+                shifted[node] = self.shifted(program, node)
             p.reader.replace_input_with(node, shifted[node])
+            p.reader.meta["stale"] = not isinstance(self.by, int)
+        refresh(program)
+
+    def shifted(self, program: Program, node: fx.Node) -> fx.Node:
+        """The positions moved: all rows alike, or each by its own prefix."""
+        path = node.meta["module"]
+        if isinstance(self.by, int):
+            with after(node):
+                return call(program, aten.add.Tensor, (node, self.by), path)
+        rows, shape = task_ids(program), node.meta["val"].shape
+        if len(shape) < 2 or str(shape[0]) not in ("1", str(rows.meta["val"].shape[0])):
+            raise RuntimeError(
+                "its positions have no axis of rows: `positions: keep`, or one length"
+            )
+        add_module(program, self.target, self.by.to(rows.meta["val"].device))
+        with after(node, rows):
+            return call_module(program, self.target, (rows, node), path)

@@ -11,7 +11,9 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.dataflow.site import Embedding, Sites
 from peftc.passes.base import Pass, add_module, after, call, call_module, redirect
+from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh
+from peftc.pieces.bank import Bank, members
 from peftc.pieces.prompt import Prompt
 
 aten = torch.ops.aten
@@ -33,7 +35,7 @@ class InsertPrompt(Pass):
     id: str
     embedding: Embedding
     sites: Sites
-    piece: Prompt
+    piece: Prompt | Bank  # of a bank, all prompts have one length and place
     dummy: int  # a token id that is neither padding nor an end mark
     trim: bool = True
     padding: bool = True  # whether what else reads the ids sees which are padding
@@ -42,6 +44,11 @@ class InsertPrompt(Pass):
     def target(self) -> str:
         """The submodule path of the piece."""
         return f"peft.{self.id}.{self.embedding.site.name}"
+
+    @property
+    def shape(self) -> Prompt:
+        """A prompt that has the length and place of all."""
+        return members(self.piece)[0]
 
     @property
     def name(self) -> str:
@@ -54,8 +61,9 @@ class InsertPrompt(Pass):
         longer = self.lengthen(program)
         h = self.embedding.site.h
         add_module(program, self.target, self.piece)
+        given = (task_ids(program), h) if isinstance(self.piece, Bank) else (h,)
         with after(h):
-            prompted = call_module(program, self.target, (h,), self.embedding.site.module)
+            prompted = call_module(program, self.target, given, self.embedding.site.module)
         for reader in [r for r in h.users if r is not prompted]:
             reader.replace_input_with(h, prompted)
         h.meta["replaced_by"] = prompted
@@ -107,7 +115,7 @@ class InsertPrompt(Pass):
 
     def padded(self, program: Program, node: fx.Node, fill: int) -> fx.Node:
         """`node` with `tokens` times `fill` before it, or after its first column."""
-        start, pad = self.piece.start, [self.piece.tokens, 0]
+        start, pad = self.shape.start, [self.shape.tokens, 0]
         made = []
         rest = node
         if start:
@@ -165,7 +173,7 @@ class InsertPrompt(Pass):
 
     def without_prompt(self, program: Program, node: fx.Node, axis: int = 1) -> fx.Node:
         """`node` without the prompt's rows."""
-        start, stop = self.piece.start, self.piece.start + self.piece.tokens
+        start, stop = self.shape.start, self.shape.start + self.shape.tokens
         path = node.meta["module"]
         with after(node):
             rest = call(program, aten.slice.Tensor, (node, axis, stop, END), path)
@@ -180,7 +188,7 @@ class InsertPrompt(Pass):
         signature = program.signature
         ids = self.embedding.ids
         name = next(i for i in signature.inputs if i.name == ids.name).dims[1]
-        longer = str(ids.meta["val"].shape[1] + self.piece.tokens)
+        longer = str(ids.meta["val"].shape[1] + self.shape.tokens)
         returned = list(output.args[0])  # type: ignore[arg-type]
         for k, (node, described) in enumerate(zip(returned, signature.outputs, strict=True)):
             for axis, size in enumerate(described.dims):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,14 +31,21 @@ MASKING = {
 REDUCTIONS = {aten.logsumexp.default, aten.amax.default, aten.max.dim}
 
 
-def attend_beside(program: Program, attention: Attention, key: fx.Node, value: fx.Node) -> None:
-    """Give a written-out attention a prefix: key, value are (1, heads, tokens, dim).
+def attend_beside(
+    program: Program,
+    attention: Attention,
+    key: fx.Node,
+    value: fx.Node,
+    hidden: Callable[[fx.Node], fx.Node] | None = None,
+) -> None:
+    """Give a written-out attention a prefix: key, value are (1 or batch, heads, tokens, dim).
 
     %s = matmul(%q, %k); ...; %p = softmax(%m); %o = matmul(%p, %v)
       ->  %ps = scaled matmul(%q, %key^T); %p = softmax(cat([%ps, %m]))
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
-    Heads may be an axis of their own or flattened into the batch, (batch * heads, length, keys).
+    `hidden` gives the scores with those tokens hidden that a row does not have. Heads may be an
+    axis of their own or flattened into the batch, (batch * heads, length, keys).
 
     Raises:
         PeftcError: E110 where the attention has another layout, or a step is unknown.
@@ -60,6 +68,8 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
         line = steps(scores, given, attention)
         for step in line:
             beside = repeated(program, step, beside, attention)
+        if hidden is not None:
+            beside = hidden(beside)
         beside = like(program, beside, given, attention)
         joined = call(program, aten.cat.default, ([beside, given], -1), path)
     readers = list(softmax.users)

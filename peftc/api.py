@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from peftc import pipeline
 from peftc.capture import Program, capture
 from peftc.capture.load import load_model
 from peftc.dataflow import find_sites
 from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
-from peftc.pipeline import rewrite
 from peftc.planner import Plan, make_plan
 from peftc.spec import Spec, load_spec
 
@@ -64,10 +64,19 @@ def apply(
     resolved = spec_of(spec, set)
     base = program_of(model, weights=True, static_length=static_length)
     made = make_plan(resolved, find_sites(base.clone()))
-    graph, reports = rewrite(made, seed=seed)
+    graph, reports = pipeline.rewrite(made, seed=seed)
     reference = reference_of(model)
     graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference, base)
     return graph
+
+
+def select_task(graph: Program, task: str) -> Program:
+    """The graph for one of its tasks alone: its own pieces and head, outputs as in such a model.
+
+    Raises:
+        PeftcError: E106 for a task that the graph does not have.
+    """
+    return pipeline.select_task(graph, task)[0]
 
 
 def trainable(graph: Program) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
@@ -23,10 +23,12 @@ from peftc.passes.fold_vector import FoldVector
 from peftc.passes.insert import Insert
 from peftc.passes.prefix import InsertPrefix, ShiftPositions
 from peftc.passes.prompt import InsertPrompt
+from peftc.passes.select_task import SelectTask
+from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
-from peftc.pieces.prefix import Reparameterization
-from peftc.planner import Plan, Planned, build_pieces
+from peftc.pieces.bank import Bank, ShiftedRows, members
+from peftc.planner import Plan, Planned, build_pieces, variants
 
 # What passes note on nodes for one another, and nothing after them reads.
 MARKS = ("replaced_by", "replaced_for", "parallel", "lengthens", "stale")
@@ -125,8 +127,15 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
     pipeline = Pipeline(program)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
+        shared = [i for i in plan.insertions if i.insertion.share == "per_task"]
+        passes: list[Pass] = [AddTaskIds(plan.tasks)] if shared and plan.tasks else []
+        passes += [p for planned in plan.insertions for p in passes_for(planned, plan)]
+        heads = [(h.task, h.options, h.reads, h.build()) for h in plan.heads]
     passes += shifts(plan)
+    if heads:
+        for *_, head in heads:
+            put(head, plan.sites.program.graph.output_node().args[0][0])  # type: ignore[index]
+        passes.append(AddHeads(heads))  # type: ignore[arg-type]
     if plan.unfrozen:
         passes.append(Unfreeze(plan.unfrozen))
     pipeline.run(passes)
@@ -136,18 +145,31 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
 def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     """The passes of one insertion: which kind follows from how it composes."""
     insertion, sites = planned.insertion, plan.sites
-    pieces = build_pieces(insertion, planned.places, sites)
+    pieces = build_pieces(insertion, planned.places, sites, plan.tasks)
+    own = variants(insertion, plan.tasks)
     move(pieces, planned, plan.sites.program)
     options = insertion.delta.options
     if insertion.composition.kind == "attend":
-        reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
+        reparam = pieces.pop() if options.reparam is not None else None
+        lengths = [i.delta.options.tokens for i in own.values()]
         cached = options.mask == "cached"
-        return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam, cached)]  # type: ignore[arg-type]
+        return [InsertPrefix(insertion.id, planned.places, pieces, lengths, reparam, cached)]  # type: ignore[arg-type]
     if insertion.composition.kind == "prepend":
         return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
     reads = insertion.reads or "h"
     reads_input = piece_class(insertion.delta.kind).reads_input
-    return [Insert(insertion.id, planned.places, pieces, reads, insertion.composition, reads_input)]  # type: ignore[arg-type]
+    composes = {t: i.composition for t, i in own.items()} if isinstance(pieces[0], Bank) else None
+    return [
+        Insert(
+            insertion.id,
+            planned.places,  # type: ignore[arg-type]
+            pieces,
+            reads,
+            insertion.composition,
+            reads_input,
+            composes,
+        )
+    ]
 
 
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
@@ -156,8 +178,9 @@ def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
     embedding = next(e for e in plan.sites.embeddings if e.site is place)
     table = attribute(plan.sites.program, embedding.table)
     if insertion.delta.options.init == "vocab" and table.device.type != "meta":
-        rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
-        piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
+        for one in members(piece):
+            rows = torch.randint(0, table.shape[0], (one.embedding.shape[0],))
+            one.embedding.data.copy_(table[rows.to(table.device)])
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
     compose = insertion.composition.options
     return InsertPrompt(
@@ -173,28 +196,54 @@ def plain_token(config: object, vocabulary: int) -> int:
 
 
 def shifts(plan: Plan) -> list[Pass]:
-    """One shift a stack: its longest self-attention prefix that asks for shifted positions."""
-    longest: dict[str, int] = {}
+    """One shift a stack: its longest self-attention prefix that asks for shifted positions.
+
+    Where tasks have prefixes of different lengths, each row is shifted by its own task's longest.
+    """
+    longest: dict[str, list[int]] = {}
+    targets: dict[str, str] = {}
     for planned in plan.insertions:
         options = planned.insertion.delta.options
         if planned.insertion.composition.kind != "attend" or options.positions != "shift":
             continue
-        for place in planned.places:
-            if place.role == "attn.kv":
-                longest[place.stack] = max(longest.get(place.stack, 0), options.tokens)
-    return [
-        ShiftPositions([p for p in plan.sites.positions if p.stack == stack], tokens)
-        for stack, tokens in longest.items()
-        if any(p.stack == stack for p in plan.sites.positions)
-    ]
+        own = variants(planned.insertion, plan.tasks)
+        tokens = [own.get(t, planned.insertion).delta.options.tokens for t in plan.tasks or ("",)]
+        for stack in {place.stack for place in planned.places if place.role == "attn.kv"}:
+            before = longest.get(stack, tokens)
+            longest[stack] = [max(pair) for pair in zip(before, tokens, strict=True)]
+            name = "_".join(t for t in ("shift", stack) if t)
+            targets.setdefault(stack, f"peft.{planned.insertion.id}.{name}")
+    made: list[Pass] = []
+    for stack, tokens in longest.items():
+        positions = [p for p in plan.sites.positions if p.stack == stack]
+        by = tokens[0] if len(set(tokens)) == 1 else ShiftedRows(tokens)
+        if positions:
+            made.append(ShiftPositions(positions, by, targets[stack]))
+    return made
 
 
 def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
     """Put pieces where the values at their places live, in their dtype."""
     for piece, place in zip(pieces, [*planned.places, planned.places[0]], strict=False):
-        node = place.k if hasattr(place, "k") else place.h  # type: ignore[union-attr]
-        value = node.meta["val"]
-        piece.to(device=value.device, dtype=value.dtype)
+        put(piece, place.k if hasattr(place, "k") else place.h)  # type: ignore[union-attr]
+
+
+def put(piece: nn.Module, node: fx.Node) -> None:
+    """Put a module where a node's value lives, in its dtype."""
+    value = node.meta["val"]
+    piece.to(device=value.device, dtype=value.dtype)
+
+
+def select_task(program: Program, task: str) -> tuple[Program, list[Report]]:
+    """A copy of `program` for one of its tasks alone: its pieces, its head, no `task_ids`.
+
+    Raises:
+        PeftcError: E106 for a task that the graph does not have.
+    """
+    program.signature.for_task(task)
+    pipeline = Pipeline(program.clone(pieces=True))
+    pipeline.run([SelectTask(task)])
+    return pipeline.program, pipeline.reports
 
 
 def fold(

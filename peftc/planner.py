@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,8 +14,10 @@ from peftc.dataflow.select import explain_no_match, select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.pieces import piece_class
+from peftc.pieces.bank import Bank
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
 from peftc.spec import Insertion, Spec
+from peftc.task_plan import PlannedHead, check_rows, plan_heads
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,17 @@ class Plan:
     notes: tuple[Diagnostic, ...]
     base: int  # parameters of the captured model
     unfrozen_count: int
+    heads: tuple[PlannedHead, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks by which a bank tells its pieces apart; none where there is one at most."""
+        return tuple(h.task for h in self.heads) if len(self.heads) > 1 else ()
 
     @property
     def inserted(self) -> int:
-        """Parameters that the insertions add."""
-        return sum(p.parameters for p in self.insertions)
+        """Parameters that the insertions and the heads of tasks add."""
+        return sum(p.parameters for p in (*self.insertions, *self.heads))
 
     @property
     def trainable(self) -> int:
@@ -67,10 +75,12 @@ class Plan:
                     "delta": p.insertion.delta.kind,
                     "compose": p.insertion.composition.kind,
                     "parameters": p.parameters,
+                    **({"share": p.insertion.share} if p.insertion.share else {}),
                     "sites": [place_json(place) for place in p.places],
                 }
                 for p in self.insertions
             ],
+            **({"tasks": [h.to_json() for h in self.heads]} if self.heads else {}),
             "unfrozen": list(self.unfrozen),
             "parameters": {
                 "base": self.base,
@@ -90,14 +100,21 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     problems: list[Diagnostic] = []
     notes: list[Diagnostic] = []
     planned: list[Planned] = []
+    heads = plan_heads(spec, sites, problems)
     for k, insertion in enumerate(spec.insert):
+        if len(spec.tasks) == 1:
+            insertion = insertion.for_task(next(iter(spec.tasks)))
         places, counts = resolve(spec, k, sites, problems, notes)
         if places:
             found = len(problems)
-            check_sizes(spec, k, places, sites, problems)
+            for own in variants(insertion, spec.tasks).values():
+                if len(problems) == found:
+                    check_sizes(spec, k, own, places, sites, problems)
+            if insertion.share == "per_task":
+                check_rows(spec, k, places, sites, problems)
             if len(problems) > found:
                 continue
-            count = count_parameters(insertion, places, sites)
+            count = count_parameters(insertion, places, sites, spec.tasks)
             planned.append(Planned(insertion, tuple(places), counts, count))
     unfrozen = unfrozen_names(spec, sites, problems)
     check_expectations(spec, sites, planned, problems)
@@ -112,6 +129,7 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
         notes=tuple(notes),
         base=sum(sizes.values()),
         unfrozen_count=sum(sizes[n] for n in unfrozen),
+        heads=heads,
     )
 
 
@@ -180,15 +198,22 @@ def no_match(insertion: Insertion, label: str, at: Any, sites: Sites, span: Any)
     )
 
 
+def variants(insertion: Insertion, tasks: Collection[str]) -> dict[str, Insertion]:
+    """The insertion as each task has it; as it is where all tasks share it."""
+    if insertion.share != "per_task":
+        return {"": insertion}
+    return {t: insertion.for_task(t) for t in tasks}
+
+
 def check_sizes(
     spec: Spec,
     k: int,
+    insertion: Insertion,
     places: Sequence[Site | Attention],
     sites: Sites,
     problems: list[Diagnostic],
 ) -> None:
     """Refuse layers without a size, ranks that reduce nothing, and low rank without a linear."""
-    insertion = spec.insert[k]
     try:
         options = [options_at(insertion, place, sites) for place in places]
     except ValueError as cause:
@@ -306,22 +331,48 @@ def parameter_sizes(sites: Sites) -> dict[str, int]:
     return {n: p.numel() for n, p in sites.program.named_parameters()}
 
 
-def count_parameters(insertion: Insertion, places: Sequence[Site | Attention], sites: Sites) -> int:
+def count_parameters(
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    tasks: Collection[str] = (),
+) -> int:
     """Parameters that the insertion adds, from its pieces built without memory."""
     with torch.device("meta"):
-        made = build_pieces(insertion, places, sites)
+        made = build_pieces(insertion, places, sites, tasks)
     extra = 0
     if insertion.composition.kind == "gate":
         channels = insertion.composition.options.per == "channel"
         widths = [p.width for p in places if isinstance(p, Site)]
         extra = sum(widths) if channels else len(widths)
+        extra *= len(variants(insertion, tasks))
     return extra + sum(p.numel() for m in made for p in m.parameters())
 
 
 def build_pieces(
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    tasks: Collection[str] = (),
+) -> list[nn.Module]:
+    """Fresh pieces of one insertion, one a place, and a reparameterisation at the end if any.
+
+    Where each task has its own, a piece is a bank of theirs.
+    """
+    if insertion.share != "per_task" or not tasks:
+        return own_pieces(insertion, places, sites)
+    own = variants(insertion, tasks)
+    made = {t: own_pieces(i, places, sites) for t, i in own.items()}
+    scales = [float(getattr(i.composition.options, "scale", 1)) for i in own.values()]
+    apart = scales if len(set(scales)) > 1 else None
+    count = len(next(iter(made.values())))
+    return [Bank({t: made[t][k] for t in made}, apart) for k in range(count)]
+
+
+def own_pieces(
     insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
 ) -> list[nn.Module]:
-    """Fresh pieces of one insertion, one a place, and a reparameterisation at the end if any."""
+    """Fresh pieces of one insertion for one task, or for all."""
     options = insertion.delta.options
     if insertion.delta.kind == "prefix":
         attentions = [p for p in places if isinstance(p, Attention)]

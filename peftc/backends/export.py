@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peftc.api import APPLIED
+from peftc.api import APPLIED, select_task
 from peftc.backends.base import Exported, backend
 from peftc.capture.program import Input, Output, Program
 from peftc.diagnostics import error
@@ -24,10 +24,13 @@ def export(
     out: str | Path,
     *,
     fold: str = "auto",
+    task: str | None = None,
     opset: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Write `graph` for deployment: "onnx" or "torchscript".
+
+    With `task` the file is for that task alone, without the pieces and heads of the others.
 
     The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
     mergeable pieces are merged, or those that the spec's `export.fold` names; with "unmerged"
@@ -35,7 +38,8 @@ def export(
     what they are.
 
     Raises:
-        PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages.
+        PeftcError: E106 for an unknown task, E306 where `out` exists, E401 for an unknown kind,
+            E403 for missing packages.
     """
     target = backend(kind)
     target.check_installed()
@@ -43,7 +47,8 @@ def export(
     check_free(out, force=force)
     if fold not in FOLDS:
         raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
-    program, _ = folded(graph, merge=merged(graph, fold), constants=fold != "none")
+    selected = graph if task is None else select_task(graph, task)
+    program, _ = folded(selected, merge=merged(graph, fold), constants=fold != "none")
     with staged(out, force=force) as partial:
         file = target.write(program, partial, {"opset": opset})
         names = sorted(p.name for p in partial.iterdir())
@@ -52,6 +57,7 @@ def export(
             "kind": kind,
             "file": file,
             "opset": opset,
+            **({"task": task} if task is not None else {}),
             "inputs": [described(i) for i in program.signature.inputs],
             "outputs": [described(o) for o in program.signature.outputs],
             "peft": [n for n, _ in program.peft_parameters()],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peftc.api import select_task
 from peftc.backends.base import Exported, backend
 from peftc.backends.export import read_export
 from peftc.capture.inputs import example_value, sound_sizes
@@ -79,6 +80,8 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
     """
     exported = read_export(folder)
     backend(exported.kind).check_installed()
+    if (task := exported.facts.get("task")) is not None:
+        graph = select_task(graph, task)
     sizes = [
         sound_sizes(
             {"batch": b, "sequence": s, "decoder_sequence": max(1, s - 1)}, graph.signature.config
@@ -114,9 +117,10 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
         if isinstance(module, Prompt):
             limit -= module.tokens
     prefixes = [m.shapes[0][1] for m in graph.modules() if isinstance(m, Prefix)]
+    tasks = [(i.below, 9) for i in graph.signature.inputs if i.below is not None]
     # Two rows: some models count positions from the padding id on.
     limit -= max(prefixes, default=0) + 2
-    return list(dict.fromkeys((b, min(s, limit)) for b, s in SHAPES))
+    return list(dict.fromkeys((b, min(s, limit)) for b, s in (*SHAPES, *tasks)))
 
 
 def run(

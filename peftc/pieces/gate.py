@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from peftc.pieces.base import gathered
 
 
 class Gate(nn.Module):
@@ -19,3 +23,9 @@ class Gate(nn.Module):
 
     def forward(self, h: Tensor, delta: Tensor) -> Tensor:
         return h + self.g * (delta - h)
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Gate], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A gate a row."""
+        h, delta = inputs
+        return h + gathered([p.g for p in pieces], rows).unsqueeze(1) * (delta - h)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import Piece
+from peftc.pieces.base import Piece, gathered
 
 
 class Prompt(Piece):
@@ -53,7 +54,16 @@ class Prompt(Piece):
         return self.embedding if self.encoder is None else self.encoder(self.embedding)
 
     def forward(self, h: Tensor) -> Tensor:
-        rows = self.rows().to(h.dtype).unsqueeze(0).expand(h.shape[0], -1, -1)
+        return self.put(self.rows().unsqueeze(0).expand(h.shape[0], -1, -1), h)
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A prompt a row, all of one length."""
+        return pieces[0].put(gathered([p.rows() for p in pieces], rows), inputs[0])
+
+    def put(self, rows: Tensor, h: Tensor) -> Tensor:
+        """H with its dummy rows replaced.  rows: (batch, tokens, width)."""
+        rows = rows.to(h.dtype)
         rest = h[:, self.start + self.tokens :]
         parts = [h[:, : self.start], rows, rest] if self.start else [rows, rest]
         return torch.cat(parts, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from peftc.spec.deltas import all_deltas
 from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.layers import Layers
 from peftc.spec.problems import diagnostics, near
-from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
+from peftc.spec.schema import Expect, Export, Insertion, Task, Unfreeze, Use, Written
 from peftc.spec.source import Source, parse, read_source
+from peftc.spec.tasks import with_tasks
 
 NESTING = 8  # of `use`
+CHANGES = ("layers", "without", "stack", "optional", "share")  # what a `use` can say anew
 
 
 class Spec:
@@ -33,6 +36,7 @@ class Spec:
         source: Source,
         places: list[int],
         variables: Mapping[str, Any],
+        tasks: Mapping[str, Task],
     ) -> None:
         self.name: str = written.name
         self.about: str = written.about
@@ -41,6 +45,7 @@ class Spec:
         self.expect: Expect | None = written.expect
         self.export: Export | None = written.export
         self.vars = dict(variables)
+        self.tasks = dict(tasks)
         self.source = source
         self._places = places  # for each insertion, the entry of the file it came from
 
@@ -55,6 +60,8 @@ class Spec:
         result: dict[str, Any] = {"peftc": 1, "name": self.name}
         if self.about:
             result["about"] = self.about
+        if self.tasks:  # what their `set` made different stands at the insertions
+            result["tasks"] = {n: {"head": plain(t)["head"]} for n, t in self.tasks.items()}
         result["insert"] = [plain(i) for i in self.insert]
         if self.unfreeze:
             result["unfreeze"] = [plain(u) for u in self.unfreeze]
@@ -171,12 +178,14 @@ def find(name: str, base: Path, span: Span | None = None) -> Path:
     )
 
 
-def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Spec:
-    """Resolve a parsed spec with some of its variables given."""
+def resolve(
+    source: Source, given: dict[str, Any], base: Path, depth: int, task: str | None = None
+) -> Spec:
+    """Resolve a parsed spec with some of its variables given; those of a task, for its pieces."""
     data = source.data
     if not isinstance(data, dict):
         raise error("E005", "a spec is a mapping", span=source.span())
-    variables = variables_of(data, given, source)
+    variables = variables_of(data, given, source, ("tasks", task, "set") if task else ())
     bad: list[Diagnostic] = []
     filled = {
         k: substituted(v, (k,), variables, source, bad) for k, v in data.items() if k != "vars"
@@ -198,18 +207,37 @@ def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Sp
     if bad or written is None:
         raise PeftcError(sorted(bad, key=in_order))
     insert: list[Insertion] = []
-    unfreeze, places = list(written.unfreeze), []
+    unfreeze, places, tasks = list(written.unfreeze), [], dict(written.tasks)
     for k, part in enumerate(parts):
         if isinstance(part, Use):
             inner = used(part, k, source, base, depth)
             insert += inner.insert
             places += [k] * len(inner.insert)
             unfreeze += [u for u in inner.unfreeze if u not in unfreeze]
+            if inner.tasks and tasks:
+                span = source.span("insert", k, "use")
+                raise error(
+                    "E013", f"`{part.use}` has tasks of its own, as this spec has", span=span
+                )
+            tasks |= inner.tasks
         elif part is not None:
             insert.append(part)
             places.append(k)
     check_fold(written, insert, source)
-    return Spec(written, insert, unfreeze, source, places, variables)
+    if task is None:
+
+        def resolved_with(name: str, variables: Mapping[str, Any]) -> tuple[Insertion, ...]:
+            try:
+                return resolve(source, {**given, **variables}, base, depth, name).insert
+            except PeftcError as refusal:
+                note = f"with the variables of the task `{name}`"
+                raise PeftcError(
+                    [replace(d, notes=(*d.notes, note)) for d in refusal.diagnostics]
+                ) from refusal
+
+        insert = with_tasks(tasks, insert, places, source, resolved_with)
+        tasks = {n: t.model_copy(update={"set": {}}) for n, t in tasks.items()}
+    return Spec(written, insert, unfreeze, source, places, variables, tasks)
 
 
 def check_fold(written: Written, insert: list[Insertion], source: Source) -> None:
@@ -273,8 +301,10 @@ def duplicate_ids(parts: list[Any], source: Source, bad: list[Diagnostic]) -> No
         seen[part.id] = k
 
 
-def variables_of(data: dict[str, Any], given: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The spec's variables, with those given in place of its own.
+def variables_of(
+    data: dict[str, Any], given: dict[str, Any], source: Source, where: tuple = ()
+) -> dict[str, Any]:
+    """The spec's variables, with those given in place of its own; `where` they are given.
 
     Raises:
         PeftcError: E007 for a variable that the spec does not have, or of another type.
@@ -286,11 +316,14 @@ def variables_of(data: dict[str, Any], given: dict[str, Any], source: Source) ->
         if name not in own:
             help = [f"did you mean `{n}`?" for n in near(name, own)]
             help.append(f"variables of this spec: {', '.join(own) or 'none'}")
-            raise error("E007", f"{source.file} has no variable `{name}`", help=tuple(help))
+            span = source.keys.get((*where, name))
+            message = f"{source.file} has no variable `{name}`"
+            raise error("E007", message, span=span, help=tuple(help))
         if not same_kind(value, own[name]):
             raise error(
                 "E007",
                 f"`{name}` is {own[name]!r} in {source.file}, so it cannot be {value!r}",
+                span=source.values.get((*where, name)),
                 help=("give a value of the same type",),
             )
     return {**own, **given}
@@ -333,11 +366,7 @@ def used(part: Use, k: int, source: Source, base: Path, depth: int) -> Spec:
     home = Path(source.file).parent if Path(source.file).is_file() else base
     path = find(part.use, home, span)
     inner = resolve(read_source(path), dict(part.set), path.parent, depth + 1)
-    changes = {
-        n: getattr(part, n)
-        for n in ("layers", "without", "stack", "optional")
-        if getattr(part, n) is not None
-    }
+    changes = {n: getattr(part, n) for n in CHANGES if getattr(part, n) is not None}
     alone = len(inner.insert) == 1
     inner.insert = tuple(
         i.model_copy(update={**changes, "id": part.id if alone else f"{part.id}_{i.id}"})

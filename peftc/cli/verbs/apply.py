@@ -26,6 +26,7 @@ from peftc.cli.options import (
     Without,
     assignments,
     open_model,
+    task_for,
 )  # fmt: skip
 
 ORDER = 5
@@ -83,6 +84,7 @@ def apply(
         resolved = load_spec(spec, set=assignments(set))
         if without is not None:
             resolved = resolved.without(without, insertion)
+    options["task"] = task_for(resolved, options["task"])
     if options["model"] is None:
         raise error("E008", "no model is given", help=("peftc apply SPEC MODEL -o DIR",))
     model = str(options["model"])

@@ -21,6 +21,7 @@ def export(
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
     fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
+    task: Annotated[str | None, typer.Option(help="Of several tasks, only this one.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
@@ -34,7 +35,7 @@ def export(
     from peftc.files import check_free
 
     backend(to).check_installed()
-    out = out or artifact / to
+    out = out or artifact / (f"{to}-{task}" if task else to)
     check_free(out, force=force)
     import peftc
     from peftc.cli.verbs.verify import load_quietly
@@ -42,7 +43,7 @@ def export(
     with progress(f"loading {artifact}"):
         graph = load_quietly(artifact, model, without=without, insertion=insertion)
     with progress(f"exporting to {to}"):
-        exported = peftc.export(graph, to, out, fold=fold, opset=opset, force=force)
+        exported = peftc.export(graph, to, out, fold=fold, task=task, opset=opset, force=force)
     with progress("verifying"):
         report = peftc.verify(graph, out, tolerance=tol)
     if json:

@@ -24,6 +24,7 @@ class Prompt(DeltaOptions):
     composes: ClassVar[tuple[str, ...]] = ("prepend",)
     form: ClassVar[str | None] = None
     formula: ClassVar[str] = "[P; h]"
+    by_task: ClassVar[tuple[str, ...] | None] = ("init", "encoder")
 
     tokens: int = Field(gt=0, description="How many rows stand in front.")
     init: Literal["uniform", "normal", "vocab"] = Field(
