@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from peftc.backends.base import Exported, backend
 from peftc.backends.export import read_export
 from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
+from peftc.capture.streaming import run_flat
 from peftc.diagnostics import error
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
@@ -94,10 +96,11 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
         values = {i.name: example_value(i, size, vocabulary) for i in graph.signature.inputs}
         cases |= {f"{k}/{n}": v.numpy() for n, v in values.items()}
         with torch.no_grad():
-            wanted.append([t.cpu() for t in graph.flat(*(v.to(device) for v in values.values()))])
+            found = run_flat(graph, [v.to(device) for v in values.values()])
+            wanted.append([t.cpu() for t in found])
     graph.train(training)
-    got = run(exported, cases, len(sizes), graph)
     names = [o.name for o in graph.signature.outputs]
+    got = run(exported, cases, len(sizes), names)
     rows = tuple(
         compared(size, name, a, b)
         for size, ours, theirs in zip(sizes, wanted, got, strict=True)
@@ -120,9 +123,9 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
 
 
 def run(
-    exported: Exported, cases: dict[str, np.ndarray], count: int, graph: Program
+    exported: Exported, cases: dict[str, np.ndarray], count: int, keys: Sequence[str]
 ) -> list[list[Tensor]]:
-    """The outputs of the exported file for every case, from a process of its own."""
+    """The outputs called `keys` of the file for every case, from a process of its own."""
     runner = backend(exported.kind).runner
     with tempfile.TemporaryDirectory(prefix="peftc-verify-") as folder:
         inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
@@ -139,8 +142,7 @@ def run(
                 help=("export again, with another --opset for ONNX",),
             )
         with np.load(outputs) as file:
-            keys = [o.name for o in graph.signature.outputs]
-            flat = f"0/{keys[0]}" in file.files
+            flat = count and f"0/{keys[0]}" in file.files
             return [
                 [torch.from_numpy(file[f"{k}/{n if flat else j}"]) for j, n in enumerate(keys)]
                 for k in range(count)
