@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from peftc.capture.fake import has_numbers
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
 from peftc.diagnostics import error
@@ -155,7 +156,7 @@ def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
     place, insertion = planned.places[k], planned.insertion
     embedding = next(e for e in plan.sites.embeddings if e.site is place)
     table = attribute(plan.sites.program, embedding.table)
-    if insertion.delta.options.init == "vocab" and table.device.type != "meta":
+    if insertion.delta.options.init == "vocab" and has_numbers(table):
         rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
         piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])

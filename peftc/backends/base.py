@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from peftc.capture.program import Program
 from peftc.diagnostics import error
 
@@ -36,15 +38,35 @@ class Backend(ABC):
 
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # the pip extra that it needs
+    links: ClassVar[bool] = False  # whether its files can point into the base's own
+    streams: ClassVar[bool] = False  # whether it makes changed weights one at a time, as it writes
+    merges: ClassVar[bool] = False  # whether it has no place for pieces beside the weights
     requires: ClassVar[tuple[str, ...]] = ()  # the modules that the extra brings
     runner: ClassVar[Path]
+    ships: ClassVar[tuple[Path, ...]] = ()  # scripts that go beside the model
 
     @abstractmethod
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the model into `folder`; the name of the file that a runtime opens."""
 
+    def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
+        """The weights in an exported file by their names; empty where they cannot be listed."""
+        return {}
+
+    def session_options(self, *, linked: bool) -> dict[str, str]:
+        """The settings that a runtime is to open the file with."""
+        return {}
+
+    def check_tools(self) -> None:
+        """Refuse to export without what writing the format needs.
+
+        Raises:
+            PeftcError: as `check_installed`.
+        """
+        self.check_installed()
+
     def check_installed(self) -> None:
-        """Refuse to start without the packages that the format needs.
+        """Refuse to start without the packages that run the format.
 
         Raises:
             PeftcError: E403, naming the extra.

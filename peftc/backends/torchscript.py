@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.fx.node import map_arg
 
-from peftc.backends.base import Backend
+from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import lowered
 from peftc.capture.normalise import is_check, weight
 from peftc.capture.program import Program
@@ -55,6 +55,12 @@ class TorchScript(Backend):
         with quiet():
             scripted.save(str(folder / FILE))
         return FILE
+
+    def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
+        """The weights in the file, by the graph's names."""
+        with quiet():
+            module = torch.jit.load(exported.folder / exported.file, map_location="cpu")
+        return dict(module.named_buffers())
 
 
 def script(module: fx.GraphModule) -> torch.jit.ScriptModule:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftc.backends.base import Exported, backend
+from peftc.backends.base import backend
+from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
+from peftc.backends.process import run
 from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.capture.streaming import run_flat
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
 
@@ -46,6 +45,7 @@ class Report:
     file: str
     tolerance: float
     rows: tuple[Row, ...]
+    first: str = ""  # the first node that differs, where one was found
 
     @property
     def ok(self) -> bool:
@@ -64,6 +64,7 @@ class Report:
             "file": self.file,
             "tolerance": self.tolerance,
             "ok": self.ok,
+            "first_differing_node": self.first or None,
             "rows": [asdict(r) for r in self.rows],
         }
 
@@ -72,7 +73,8 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
     """Run the exported file in a process of its own and compare it with `graph`.
 
     That process imports the file's runtime, and neither peftc nor transformers. Every position
-    is compared, those of padding as well.
+    is compared, those of padding as well. Where an output differs, the report names the first
+    node that does.
 
     Raises:
         PeftcError: E303 for a damaged file, E406 where its runtime cannot run it.
@@ -94,16 +96,22 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
         values = {i.name: example_value(i, size, vocabulary) for i in graph.signature.inputs}
         cases |= {f"{k}/{n}": v.numpy() for n, v in values.items()}
         with torch.no_grad():
-            wanted.append([t.cpu() for t in graph.flat(*(v.to(device) for v in values.values()))])
+            found = run_flat(graph, [v.to(device) for v in values.values()])
+            wanted.append([t.cpu() for t in found])
     graph.train(training)
-    got = run(exported, cases, len(sizes), graph)
     names = [o.name for o in graph.signature.outputs]
+    got = run(exported, cases, len(sizes), names)
     rows = tuple(
         compared(size, name, a, b)
         for size, ours, theirs in zip(sizes, wanted, got, strict=True)
         for name, a, b in zip(names, ours, theirs, strict=True)
     )
-    return Report(exported.kind, exported.file, tolerance, rows)
+    report = Report(exported.kind, exported.file, tolerance, rows)
+    if report.ok:
+        return report
+    k = next(k for k, r in enumerate(rows) if not r.difference <= tolerance) // len(names)
+    values = {i.name: torch.from_numpy(cases[f"{k}/{i.name}"]) for i in graph.signature.inputs}
+    return replace(report, first=first_difference(graph, exported, values, tolerance))
 
 
 def shapes_for(graph: Program) -> list[tuple[int, int]]:
@@ -117,34 +125,6 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
     # Two rows: some models count positions from the padding id on.
     limit -= max(prefixes, default=0) + 2
     return list(dict.fromkeys((b, min(s, limit)) for b, s in SHAPES))
-
-
-def run(
-    exported: Exported, cases: dict[str, np.ndarray], count: int, graph: Program
-) -> list[list[Tensor]]:
-    """The outputs of the exported file for every case, from a process of its own."""
-    runner = backend(exported.kind).runner
-    with tempfile.TemporaryDirectory(prefix="peftc-verify-") as folder:
-        inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        np.savez(inputs, **cases)  # type: ignore[arg-type]
-        # -P: the script's own folder is not on its path.
-        command = [sys.executable, "-P", str(runner), exported.file, str(inputs), str(outputs)]
-        done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
-        if done.returncode != 0:
-            last = [t for t in done.stderr.splitlines() if t.strip()][-1:]
-            raise error(
-                "E406",
-                f"{exported.folder / exported.file} does not run",
-                notes=tuple(t[:300] for t in last),
-                help=("export again, with another --opset for ONNX",),
-            )
-        with np.load(outputs) as file:
-            keys = [o.name for o in graph.signature.outputs]
-            flat = f"0/{keys[0]}" in file.files
-            return [
-                [torch.from_numpy(file[f"{k}/{n if flat else j}"]) for j, n in enumerate(keys)]
-                for k in range(count)
-            ]
 
 
 def compared(size: dict[str, int], name: str, ours: Tensor, theirs: Tensor) -> Row:

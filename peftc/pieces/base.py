@@ -35,6 +35,7 @@ class Piece(nn.Module, ABC):
     reads_weight: ClassVar[bool] = False
     looks_up: ClassVar[bool] = False
     mixes_tokens: bool = False
+    why_apart: ClassVar[str] = "it computes with weights of its own"  # where it is not merged
 
     @classmethod
     def at(cls, options: Any, in_width: int, width: int) -> Self:

@@ -21,6 +21,7 @@ class LowRank(Piece):
     """
 
     kind: ClassVar[str] = "low_rank"
+    why_apart: ClassVar[str] = "the linear beside it also serves other places, or there is none"
     looks_up: ClassVar[bool] = True
 
     def __init__(

@@ -17,6 +17,7 @@ class Vector(Piece):
     """
 
     kind: ClassVar[str] = "vector"
+    why_apart: ClassVar[str] = "the linear beside it also serves other places, or there is none"
     reads_input: ClassVar[bool] = False
 
     def __init__(self, width: int, *, init: str = "ones") -> None:

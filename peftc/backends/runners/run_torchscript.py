@@ -1,27 +1,54 @@
 """python run_torchscript.py MODEL INPUTS.npz OUTPUTS.npz: run a TorchScript file, torch alone."""
 
+import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 
 
+def opened(model, threads=0):
+    """What binds inputs, in the file's order, to the model: opened(...)(inputs)() runs it."""
+    warnings.simplefilter("ignore")
+    if threads:
+        torch.set_num_threads(threads)
+    facts = json.loads(Path(model).with_name("peftc.export.json").read_text(encoding="utf-8"))
+    device = facts["device"]
+    module = torch.jit.load(model, map_location=device)
+
+    def bound(inputs):
+        values = [torch.from_numpy(v).to(device) for v in inputs.values()]
+
+        def run():
+            with torch.inference_mode():
+                return module(*values)
+
+        return run
+
+    return bound
+
+
+def arrays(returned):
+    """What a model returns, as arrays that numpy knows."""
+    returned = returned if isinstance(returned, list | tuple) else (returned,)
+    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in returned]
+    return [t.cpu().numpy() for t in wide]
+
+
 def main(model: str, inputs: str, outputs: str) -> None:
     """Run the model on each numbered set of inputs, in the file's order: keys `<set>/<name>`."""
-    warnings.simplefilter("ignore")
-    module = torch.jit.load(model)
-    given: dict[str, list[torch.Tensor]] = {}
+    bound = opened(model)
+    given: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as file:
         for key in file.files:
-            given.setdefault(key.split("/", 1)[0], []).append(torch.from_numpy(file[key]))
+            group, name = key.split("/", 1)
+            given.setdefault(group, {})[name] = file[key]
     results = {}
-    with torch.no_grad():
-        for group, values in given.items():
-            returned = module(*values)
-            returned = returned if isinstance(returned, tuple) else (returned,)
-            for k, value in enumerate(returned):
-                results[f"{group}/{k}"] = value.numpy()
+    for group, feed in given.items():
+        for k, value in enumerate(arrays(bound(feed)())):
+            results[f"{group}/{k}"] = value
     np.savez(outputs, **results)
 
 

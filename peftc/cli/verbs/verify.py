@@ -27,7 +27,7 @@ def verify(
     import peftc
 
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=False)
     with progress("verifying"):
         report = peftc.verify(graph, exported, tolerance=tol)
     if json:
@@ -45,6 +45,7 @@ def load_quietly(
     *,
     without: str | None = None,
     insertion: str | None = None,
+    weights: bool = True,
 ) -> Any:
     """Load an artifact onto a device, without transformers' own chatter.
 
@@ -69,7 +70,7 @@ def load_quietly(
 
         # Captured where it will run: constants of the graph are made on the model's device.
         base = base_model(lock, artifact, model).to(place)
-    graph = peftc.load(artifact, base)
+    graph = peftc.load(artifact, base, weights=weights)
     return graph if without is None else peftc.without(graph, without, insertion)
 
 
@@ -103,5 +104,7 @@ def print_report(report: Any) -> None:
             for r in report.rows
         ],
     )
+    if report.first:
+        say(f"first differing node: {report.first}")
     verdict = "PASS" if report.ok else "FAIL"
     say(f"{verdict}  max |diff| {report.difference:.1e}  (tolerance {report.tolerance:.0e})")

@@ -1,0 +1,55 @@
+"""python run_hf.py FILE INPUTS.npz OUTPUTS.npz: run the model in FILE's folder with transformers."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch.utils._pytree import tree_leaves
+
+
+def opened(file, threads=0):
+    """What binds a set of inputs to the model: opened(...)(inputs)() gives its tensors in turn."""
+    if threads:
+        torch.set_num_threads(threads)
+    folder = Path(file).absolute().parent
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))
+    factory = getattr(transformers, config["architectures"][0])
+    model = factory.from_pretrained(folder, dtype="auto").eval().to(facts["device"])
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+
+    def bound(inputs):
+        feed = {n: torch.from_numpy(v).to(facts["device"]) for n, v in inputs.items()}
+
+        def run():
+            with torch.inference_mode():
+                leaves = tree_leaves(tuple(model(**feed).values()))
+            return [v for v in leaves if isinstance(v, torch.Tensor)]
+
+        return run
+
+    return bound
+
+
+def main(file: str, inputs: str, outputs: str) -> None:
+    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+    bound = opened(file)
+    given: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(inputs) as archive:
+        for key in archive.files:
+            group, name = key.split("/", 1)
+            given.setdefault(group, {})[name] = archive[key]
+    results = {}
+    for group, feed in given.items():
+        for k, value in enumerate(bound(feed)()):
+            value = value.float() if value.dtype == torch.bfloat16 else value
+            results[f"{group}/{k}"] = value.cpu().numpy()
+    np.savez(outputs, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
