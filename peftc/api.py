@@ -67,7 +67,7 @@ def apply(
         program = program.clone()
     made = make_plan(resolved, find_sites(program))
     graph, reports = rewrite(made, seed=seed)
-    graph.meta[APPLIED] = Applied(resolved, made.to_json(), reports, seed, reference_of(model))
+    graph.meta[APPLIED] = Applied(resolved, made, reports, seed, reference_of(model))
     return graph
 
 
@@ -82,13 +82,14 @@ class Applied:
     def __init__(
         self,
         spec: Spec,
-        plan: dict[str, Any],
+        made: Plan,
         reports: list[Any],
         seed: int,
         reference: str | None,
     ) -> None:
         self.spec = spec
-        self.plan = plan
+        self.made = made
+        self.plan = made.to_json()
         self.reports = reports
         self.seed = seed
         self.reference = reference

@@ -21,9 +21,11 @@ from peftc.capture.load import load_model
 from peftc.card import card
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
+from peftc.picture import page
 from peftc.spec import load_spec
 
-TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
+TENSORS, LOCK, SPEC = "peft.safetensors", "peftc.lock.json", "spec.yaml"
+GRAPH, PICTURE = "graph.txt", "graph.html"
 PACKAGES = ("peftc", "torch", "transformers", "safetensors")
 
 
@@ -68,6 +70,8 @@ def write_artifact(graph: Program, folder: Path) -> None:
     (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
     (folder / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
     (folder / GRAPH).write_text(text, encoding="utf-8")
+    name = lock["model"]["reference"] or lock["model"]["class"]
+    (folder / PICTURE).write_text(page(applied.made, Path(name).name), encoding="utf-8")
     (folder / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
 
 

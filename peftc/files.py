@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peftc.diagnostics import error
+from peftc.diagnostics import PeftcError, error
+from peftc.machine import machine_error
 
 FORMAT = "1.0"  # of the JSON files that our folders are known by
 
@@ -22,33 +23,49 @@ def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
     On any failure, Ctrl-C included, the partial folder goes and an older output stays.
 
     Raises:
-        PeftcError: E306 where `folder` exists, is not empty, and `force` is not given.
+        PeftcError: E306 where `folder` exists, is not empty, and `force` is not given; E503
+            where it cannot be written, E504 where the disk became full, E505 without memory.
     """
     folder = Path(folder)
     check_free(folder, force=force)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)
+    made = [p for p in partial.absolute().parents if not p.exists()]
     try:
         partial.mkdir(parents=True)
     except OSError as cause:
-        raise error(
-            "E503",
-            f"cannot write to {folder}: {cause.strerror or cause}",
-            help=("give another folder with -o",),
-        ) from cause
+        raise unwritable(folder, cause) from cause
     try:
         yield partial
         if folder.exists():
-            old = folder.with_name(folder.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
             partial.rename(folder)
             shutil.rmtree(old)
         else:
             partial.rename(folder)
-    except BaseException:
+    except BaseException as cause:
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        if (known := machine_error(cause, folder)) is not None:
+            raise known from cause
         raise
+
+
+def unwritable(place: Path, cause: OSError) -> PeftcError:
+    """E503, or E504 where the disk is full."""
+    found = machine_error(cause, place)
+    if found is not None and found.diagnostics[0].code == "E504":
+        return found
+    return error(
+        "E503",
+        f"cannot write to {place}: {cause.strerror or cause}",
+        help=("give another place with -o",),
+    )
 
 
 def check_free(folder: Path, *, force: bool = False) -> None:
@@ -77,11 +94,13 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
         )
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as cause:
-        partial.unlink(missing_ok=True)
-        raise error("E503", f"cannot write {path}: {cause.strerror or cause}") from cause
+        if partial.is_file():
+            partial.unlink()
+        raise unwritable(path, cause) from cause
 
 
 def sha256(path: Path) -> str:

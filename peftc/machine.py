@@ -105,6 +105,8 @@ def machine_error(cause: BaseException, place: Path | None = None) -> PeftcError
 
     `place` is what was being written.
     """
+    if isinstance(cause, PeftcError):
+        return None
     text = str(cause)
     number = cause.errno if isinstance(cause, OSError) else None
     if number in FULL or any(t in text for t in NO_SPACE):

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftc.diagnostics import error
 from peftc.files import FORMAT, write_text
-from peftc.planner import Plan
 from peftc.spec import Spec, load_spec
+
+if TYPE_CHECKING:  # the planner imports torch, and `check plan.json` is to do without
+    from peftc.planner import Plan
 
 KIND = "peftc plan"
 COMPARED = ("model", "insertions", "unfrozen", "parameters")
@@ -40,7 +42,13 @@ def save_plan(plan: Plan, path: Path, model: Mapping[str, Any], *, force: bool =
 
 def is_plan(path: str) -> bool:
     """Whether a command-line argument names a plan file rather than a spec."""
-    return path.endswith(".json") and Path(path).is_file()
+    if not path.endswith(".json") or not Path(path).is_file():
+        return False
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # `read_plan` says what is wrong with it
+    return isinstance(data, dict) and "peftc" not in data
 
 
 def read_plan(path: str) -> tuple[Spec, dict[str, Any]]:

@@ -8,14 +8,13 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 import peftc
 from peftc.cli import verbs
-from peftc.cli.common import with_common
+from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.machine import machine_error
@@ -67,11 +66,6 @@ def build() -> typer.Typer:
         else:
             app.command(name, epilog=epilog)(with_common(getattr(module, name)))
     return app
-
-
-def examples(lines: Sequence[str]) -> str | None:
-    """Command lines as the end of a help text; an empty line keeps them apart."""
-    return "\n\n".join(["Examples:", *lines]) if lines else None
 
 
 def main(argv: list[str] | None = None) -> None:

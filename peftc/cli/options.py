@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from peftc.cli.common import PANEL
+from peftc.cli.console import note
 from peftc.diagnostics import error
 
-SpecArgument = Annotated[str, typer.Argument(help="A shipped name (houlsby) or a path.")]
-ModelArgument = Annotated[str, typer.Argument(help="A folder or a hub name.")]
+MODEL_PANEL = "Model options"
+
+
+def spec_names(incomplete: str) -> list[str]:
+    """Shipped specs that begin so, for completion in a shell."""
+    from peftc.spec.catalogue import names
+
+    return [n for n in names() if n.startswith(incomplete)]
+
+
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A shipped name (houlsby), a path, or a saved plan.",
+        autocompletion=spec_names,
+    ),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder or a hub name; config.json is enough.")
+]
+PlannedModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A folder or a hub name; a plan names its own."),
+]
+ArtifactArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="An artifact folder, or one of its runs.")
+]
+Base = Annotated[str | None, typer.Option(help="The base model, if not where it was.")]
 StaticLength = Annotated[
     int | None,
-    typer.Option("--static-length", min=1, help="Capture for inputs of exactly N tokens."),
+    typer.Option(
+        "--static-length",
+        min=1,
+        metavar="N",
+        help="Capture for inputs of exactly N tokens.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Json = Annotated[
     bool,
@@ -26,16 +61,70 @@ Set = Annotated[
 ]
 Task = Annotated[
     str | None,
-    typer.Option(help="The head: sequence-classification, token-classification, causal-lm, ..."),
+    typer.Option(
+        metavar="TASK",
+        help="The head: sequence-classification, token-classification, causal-lm, ...",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
-Labels = Annotated[str | None, typer.Option(help="Labels: a number, or names with commas.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa or eager.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|A,B,C",
+        help="Labels: a number, or names with commas.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A branch, tag or commit of a hub model.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.", rich_help_panel=MODEL_PANEL),
+]
+Attn = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="Attention: sdpa or eager.", rich_help_panel=MODEL_PANEL),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run model code from the hub.", rich_help_panel=MODEL_PANEL
+    ),
+]
 RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Build the model from its config alone.")
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="Build the model from its config alone.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
+
+
+def read_spec(reference: str, pairs: list[str] | None) -> tuple[Any, dict[str, Any] | None]:
+    """A SPEC argument: the resolved spec, and the contents of the plan where it is one.
+
+    Raises:
+        PeftcError: E0xx for the spec, E304 for a plan that cannot be read, E008 for --set on one.
+    """
+    from peftc.plan_file import is_plan, read_plan
+    from peftc.spec import load_spec
+
+    if not is_plan(reference):
+        return load_spec(reference, set=assignments(pairs)), None
+    if pairs:
+        raise error(
+            "E008",
+            "--set: a saved plan is resolved",
+            help=("give --set to `peftc plan SPEC MODEL -o plan.json`",),
+        )
+    return read_plan(reference)
 
 
 def assignments(pairs: list[str] | None) -> dict[str, Any]:
@@ -95,7 +184,9 @@ def open_model(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_model(
+    if weights and not random_weights:
+        check_weights_fit(reference)
+    model = load_model(
         reference,
         task=task,
         labels=labels,
@@ -106,3 +197,19 @@ def open_model(
         weights=weights,
         random_weights=random_weights,
     )
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit and revision is None:
+        note(f"note: using commit {commit[:7]} of {reference}; --revision pins one")
+    return model
+
+
+def check_weights_fit(reference: str) -> None:
+    """Refuse a model folder whose weights are larger than the free memory.
+
+    Raises:
+        PeftcError: E505, before anything is read.
+    """
+    from peftc.machine import check_memory
+
+    weights = Path(reference).glob("*.safetensors") if Path(reference).is_dir() else ()
+    check_memory(sum(p.stat().st_size for p in weights), f"loading {reference}")

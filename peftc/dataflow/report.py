@@ -69,7 +69,14 @@ def where(places: list[Site | Attention]) -> str:
     parts = [p.module.split(".") for p in places]
     if len({len(p) for p in parts}) != 1:
         return places[0].module
-    shared = [names[0] if len(set(names)) == 1 else "{i}" for names in zip(*parts, strict=True)]
+    shared = [
+        names[0]
+        if len(set(names)) == 1
+        else "{i}"
+        if all(n.isdigit() for n in names)
+        else f"{{{','.join(dict.fromkeys(names))}}}"
+        for names in zip(*parts, strict=True)
+    ]
     return ".".join(shared)
 
 

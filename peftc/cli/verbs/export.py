@@ -12,6 +12,7 @@ from peftc.cli.options import Force, Json
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
+EXAMPLES = ("peftc export out --to onnx", "peftc export out/runs/001 --to torchscript -o here")
 
 
 def export(
@@ -28,12 +29,17 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an artifact as ONNX or TorchScript, and compare the file with the graph."""
+    from peftc.artifact import read_lock
     from peftc.backends.base import backend
+    from peftc.estimate import export_bytes
     from peftc.files import check_free
+    from peftc.machine import check_disk
 
     backend(to).check_installed()
     out = out or artifact / to
     check_free(out, force=force)
+    needed, parts = export_bytes(read_lock(artifact))
+    check_disk(out, needed, "export", parts=parts)
     import peftc
     from peftc.cli.verbs.verify import load_quietly
 

@@ -7,70 +7,103 @@ from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import complain, emit, progress, say, table
+from peftc.cli.console import complain, emit, hint, note, progress, say, table
 from peftc.cli.options import (
     Attn,
     Dtype,
     Force,
     Json,
     Labels,
-    ModelArgument,
+    PlannedModel,
     Revision,
     Set,
     SpecArgument,
     StaticLength,
     Task,
     Trust,
-    assignments,
     open_model,
+    read_spec,
 )  # fmt: skip
+from peftc.diagnostics import error
 
 ORDER = 4
+EXAMPLES = (
+    "peftc plan lora MODEL",
+    "peftc plan my.yaml MODEL --set rank=16 -o plan.json --html plan.html",
+    "peftc plan houlsby MODEL --task sequence-classification --labels neg,pos --all-sites",
+)
+OPTIONS = ("task", "labels", "revision", "dtype", "attn", "static_length")
 
 
 def plan(
     spec: SpecArgument,
-    model: ModelArgument,
+    model: PlannedModel = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Save the plan, for `peftc apply`."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it as a page of its own.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture.")] = None,
+    all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     set: Set = None,
+    force: Force = False,
     task: Task = None,
     labels: Labels = None,
     revision: Revision = None,
+    dtype: Dtype = None,
     attn: Attn = None,
     static_length: StaticLength = None,
     trust: Trust = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Save the plan, for `peftc apply`.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Draw it as a page of its own.")] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw it as a picture.")] = None,
-    dtype: Dtype = None,
-    force: Force = False,
-    all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what apply would insert and train, site by site. No weights are read."""
+    """Show what apply would insert and train. No weights are read."""
+    given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
+             "static_length": static_length}  # fmt: skip
+    resolved, options, planned = spec_and_options(spec, model, set, given)
+    for path in (out, html, svg):
+        if path is not None and path.exists() and not force:
+            raise error("E306", f"{path} exists", help=("another name, or --force",))
     import peftc
-    from peftc.spec import load_spec
+    from peftc.plan_file import check_plan
 
-    resolved = load_spec(spec, set=assignments(set))
+    model = str(options["model"])
     with progress(f"capturing {model}"):
-        loaded = open_model(
-            model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
-            dtype=dtype, weights=False,
-        )  # fmt: skip
-        made = peftc.plan(resolved, loaded, static_length=static_length)
-    options = {
-        "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
-        "attn": attn, "static_length": static_length,
-    }  # fmt: skip
+        loaded = open_model(model, trust=trust, weights=False,
+                            **{n: options[n] for n in OPTIONS[:-1]})  # fmt: skip
+        made = peftc.plan(resolved, loaded, static_length=options["static_length"])
+    if planned is not None:
+        check_plan(planned, made.to_json(), made.sites.program.signature.config, spec)
     written = write(made, options, out, html, svg, force=force)
     if json:
-        emit({**made.to_json(), "written": [str(p) for p in written]})
+        from peftc.estimate import after_fold, needs
+
+        facts = {"needs": needs(made), "after_fold": after_fold(made)}
+        emit({**made.to_json(), **facts, "written": [str(p) for p in written]})
         return
     print_plan(made, spec, model, all_sites)
     for path in written:
-        say(f"wrote {path}")
-    say(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
+        say(f"Saved {path}")
+    hint(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
+
+
+def spec_and_options(
+    spec: str, model: str | None, pairs: list[str] | None, given: dict[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
+    """A SPEC argument resolved, with the model and how to open it: a plan says what is not given.
+
+    Raises:
+        PeftcError: as `read_spec`; E008 where no model is named.
+    """
+    resolved, planned = read_spec(spec, pairs)
+    options = {"model": model, **given}
+    if planned is not None:
+        said = planned["options"]
+        options = {n: said.get(n) if v is None else v for n, v in options.items()}
+    if options["model"] is None:
+        raise error("E008", "no model is given", help=("give a folder or a hub name after SPEC",))
+    return resolved, options, planned
 
 
 def write(
@@ -97,26 +130,75 @@ def write(
 
 
 def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> None:
-    """The plan as a table, its sums, and its notes."""
+    """The plan as a table, its sums, what it needs, and its notes."""
+    from peftc.estimate import BATCH, LENGTH, after_fold, needs
+    from peftc.machine import size
+
     layers = ", ".join(f"{n}{' ' + s if s else ''} layers" for s, n in made.sites.layers.items())
-    say(f"peftc plan  {spec}  ->  {model}  ({layers}, {made.base:,} frozen)", "bold")
+    width = f", width {made.sites.embeddings[0].site.width}" if made.sites.embeddings else ""
+    say(f"peftc plan  {spec}  ->  {model}  ({layers}{width}, {short(made.base)} frozen)", "bold")
+    say("  + insert   ~ becomes trainable")
+    say()
     table(
         "",
         [("", ""), ("ID", ""), ("AT", ""), ("LAYERS", ""), ("SITES", "right"),
          ("H BECOMES", ""), ("PARAMS", "right")],
         [*(insertion_row(p) for p in made.insertions), *unfreeze_rows(made)],
     )  # fmt: skip
-    share = 100 * made.trainable / (made.base + made.inserted)
+    say()
+    whole = made.base + made.inserted
     say(
         f"Plan: {len(made.insertions)} to insert, {len(made.unfrozen)} to unfreeze.  "
-        f"trainable {made.trainable:,} of {made.base + made.inserted:,} ({share:.2f} %)"
+        f"trainable {made.trainable:,} of {whole:,} ({100 * made.trainable / whole:.2f} %)"
+    )
+    folds = f"   After fold: {'; '.join(after_fold(made))}." if after_fold(made) else ""
+    say(f"Inputs and outputs: {ends(made)}.{folds}")
+    needed = needs(made)
+    say(
+        f"Needs: RAM {size(needed['ram'])}, disk {size(needed['disk'])}, training about "
+        f"{size(needed['training'])} at batch {BATCH} x {LENGTH} (estimate)."
     )
     if all_sites:
-        for p in made.insertions:
-            for place in p.places:
-                say(f"  {p.insertion.id:<16} {place.name:<28} {place.module}")
+        rows = [(p.insertion.id, place.name, place.module)
+                for p in made.insertions for place in p.places]  # fmt: skip
+        say()
+        table("", [("ID", ""), ("SITE", ""), ("MODULE", "")], rows)
+    for text in notes(made):
+        note(f"note: {text}")
     if made.notes:
         complain(made.notes)
+
+
+def short(count: int) -> str:
+    """A count for people, as `estimate.short`; numbers below a million in full."""
+    from peftc.estimate import short as words
+
+    return words(count) if count >= 10**6 else f"{count:,}"
+
+
+def ends(made: Any) -> str:
+    """What becomes of the model's inputs and outputs."""
+    longer = [
+        p.insertion.id
+        for p in made.insertions
+        if p.insertion.composition.kind == "prepend" and not p.insertion.composition.options.trim
+    ]
+    return f"outputs keep the tokens of {', '.join(longer)}" if longer else "unchanged"
+
+
+def notes(made: Any) -> list[str]:
+    """What is worth knowing about a plan."""
+    from peftc.estimate import kept_values
+
+    found = []
+    for p in made.insertions:
+        kept = kept_values(p)
+        if kept is not None:
+            found.append(
+                f"{short(p.parameters - kept)} of the new parameters are the MLP of "
+                f"`{p.insertion.id}`; it is folded away on export"
+            )
+    return found
 
 
 def insertion_row(p: Any) -> tuple[str, ...]:

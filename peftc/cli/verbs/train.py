@@ -8,14 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import Json, assignments
+from peftc.cli.options import ArtifactArgument, Base, Json, assignments
 from peftc.diagnostics import error
 
 ORDER = 6
+EXAMPLES = (
+    "peftc train out --data train.jsonl --eval dev.jsonl",
+    "peftc train out --data train.jsonl --set lr=1e-4 --set steps=2000",
+    "peftc train out/runs/003 --resume",
+)
 
 
 def train(
-    artifact: Annotated[Path, typer.Argument(help="An artifact folder, or one of its runs.")],
+    artifact: ArtifactArgument,
     data: Annotated[Path | None, typer.Option(help="Rows to train on, JSON lines.")] = None,
     eval: Annotated[Path | None, typer.Option(help="Rows to evaluate on.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
@@ -34,7 +39,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     name: Annotated[str | None, typer.Option(help="The run's name; a number if left out.")] = None,
-    model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    model: Base = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     json: Json = False,
 ) -> None:
@@ -52,6 +57,8 @@ def train(
     given = {n: v for n, v in options.items() if v is not None} | assignments(set)
     settings = settled(given)
     from peftc.artifact import read_lock
+    from peftc.estimate import train_bytes
+    from peftc.machine import check_disk
     from peftc.train.run import next_run, unfinished
 
     if resume:
@@ -73,7 +80,9 @@ def train(
                 raise error("E081", f"{path}: no such file")
         run, start = next_run(artifact, name), artifact
         files = {"train": [data], "eval": [eval] if eval else []}
-    read_lock(start)  # a wrong folder is refused before torch is imported
+    lock = read_lock(start)  # a wrong folder is refused before torch is imported
+    needed, parts = train_bytes(lock)
+    check_disk(run, needed, "training", parts=parts)
     facts = job(run, start, files, settings, model, device, resume=resume, silent=json)
     if json:
         emit(facts)

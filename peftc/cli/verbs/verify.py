@@ -8,16 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import Json
+from peftc.cli.options import ArtifactArgument, Base, Json
 from peftc.diagnostics import error
 
 ORDER = 8
+EXAMPLES = ("peftc verify out out/onnx", "peftc verify out out/onnx --tol 1e-5 --json")
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
-    exported: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
-    model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    artifact: ArtifactArgument,
+    exported: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="The folder that export wrote.")
+    ],
+    model: Base = None,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     json: Json = False,
 ) -> None:
