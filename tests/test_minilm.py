@@ -56,8 +56,8 @@ def test_a_shipped_spec_works_on_minilm(spec, task):
             plain = reference.main_output(model(task)(**given))
             fresh = reference.main_output(graph(**given))
         assert fresh.shape == plain.shape
-        if spec == "houlsby":  # near-identity, as in the paper
-            torch.testing.assert_close(fresh, plain, rtol=0, atol=2e-2)
+        if spec == "houlsby":  # near-identity, as in the paper: a small part of the whole
+            assert 0 < (fresh - plain).norm() < 0.05 * plain.norm()
         if spec in ("lora", "ia3"):
             torch.testing.assert_close(fresh, plain, rtol=0, atol=0)
     reference.randomise(graph, std=0.05)
