@@ -25,7 +25,7 @@ def main() -> None:
         intermediate_size=40,
     )
     model = BertForSequenceClassification(config).eval()
-    graph = peftc.apply("houlsby", model)
+    graph = peftc.apply("houlsby", model, set={"init": "zero_up"})
     ids = torch.arange(5, 15).reshape(2, 5)
     with torch.no_grad():
         difference = (graph(input_ids=ids).logits - model(input_ids=ids).logits).abs().max().item()
