@@ -107,7 +107,7 @@ class InsertPrompt(Pass):
 
     def padded(self, program: Program, node: fx.Node, fill: int) -> fx.Node:
         """`node` with `tokens` times `fill` before it, or after its first column."""
-        start, pad = self.piece.start, [self.piece.tokens, 0]
+        start, pad = self.piece.first, [self.piece.tokens, 0]
         made = []
         rest = node
         if start:
@@ -165,7 +165,7 @@ class InsertPrompt(Pass):
 
     def without_prompt(self, program: Program, node: fx.Node, axis: int = 1) -> fx.Node:
         """`node` without the prompt's rows."""
-        start, stop = self.piece.start, self.piece.start + self.piece.tokens
+        start, stop = self.piece.first, self.piece.first + self.piece.tokens
         path = node.meta["module"]
         with after(node):
             rest = call(program, aten.slice.Tensor, (node, axis, stop, END), path)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.api import APPLIED, Applied, apply
+from peftc.api import APPLIED, Applied, rewritten
 from peftc.artifact import trained
 from peftc.capture import Program
 from peftc.capture.program import attribute
@@ -29,9 +29,10 @@ def without(graph: Program, layers: object, insertion: str | None = None) -> Pro
     applied: Applied | None = graph.meta.get(APPLIED)
     if applied is None:
         raise error("E307", "only a graph that `apply` or `load` made has pieces to leave out")
-    made = apply(applied.spec.without(layers, insertion), applied.base, seed=applied.seed)
+    spec = applied.spec.without(layers, insertion)
+    made = rewritten(spec, applied.base, seed=applied.seed, reference=applied.reference)
     now: Applied = made.meta[APPLIED]
-    now.reference, now.random_weights = applied.reference, applied.random_weights
+    now.random_weights = applied.random_weights
     if places(now) == places(applied):
         raise error(
             "E113",

@@ -14,6 +14,7 @@ from peftc.capture.load import load_model
 from peftc.dataflow import find_sites
 from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
+from peftc.initial import Words, initial_values, start
 from peftc.pipeline import rewrite
 from peftc.planner import Plan, make_plan
 from peftc.spec import Spec, load_spec
@@ -52,25 +53,44 @@ def apply(
     set: Mapping[str, object] | None = None,
     seed: int = 0,
     static_length: int | None = None,
+    tokenizer: Any = None,
 ) -> Program:
     """The model as a frozen graph with the spec's pieces in it; the model itself is unchanged.
 
     The graph is called like the model and shares the storage of its frozen weights. Pieces are
-    drawn under `seed`. With `static_length` it takes inputs of exactly that many tokens, which
-    captures models that loop over time.
+    drawn under `seed`; those that start from words read them with `tokenizer`, or with the one
+    that stands where the model was loaded from. With `static_length` it takes inputs of exactly
+    that many tokens, which captures models that loop over time.
 
     Raises:
-        PeftcError: as `plan`.
+        PeftcError: as `plan`; E083 where words need a tokenizer and there is none.
     """
     resolved = spec_of(spec, set)
     base = program_of(model, weights=True, static_length=static_length)
-    made = make_plan(resolved, find_sites(base.clone()))
-    return carried_out(made, base, seed=seed, reference=reference_of(model))
+    reference = reference_of(model)
+    words = Words(tokenizer, reference)
+    return rewritten(resolved, base, seed=seed, reference=reference, words=words)
 
 
-def carried_out(made: Plan, base: Program, *, seed: int, reference: str | None) -> Program:
-    """A plan carried out in place on the Program of its sites, a clone of `base`."""
+def rewritten(
+    spec: Spec, base: Program, *, seed: int, reference: str | None, words: Words | None = None
+) -> Program:
+    """The graph that a resolved spec makes of `base`, which stays as it is."""
+    made = make_plan(spec, find_sites(base.clone()))
+    return carried_out(made, base, seed=seed, reference=reference, words=words)
+
+
+def carried_out(
+    made: Plan, base: Program, *, seed: int, reference: str | None, words: Words | None = None
+) -> Program:
+    """A plan carried out in place on the Program of its sites, a clone of `base`.
+
+    Without `words`, pieces that start from words are left for stored tensors to be copied in.
+    """
+    values = initial_values(made, words, seed) if words is not None else {}
     graph, reports = rewrite(made, seed=seed)
+    for path, tensors in values.items():
+        start(path, graph.get_submodule(path), tensors)
     graph.meta[APPLIED] = Applied(made.spec, made.to_json(), reports, seed, reference, base)
     return graph
 

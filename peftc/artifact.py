@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peftc.api import APPLIED, Applied, Origin, apply, program_of, reference_of, trainable
+from peftc.api import APPLIED, Applied, Origin, program_of, reference_of, rewritten, trainable
 from peftc.capture import Program
 from peftc.capture.listing import listing
 from peftc.capture.load import load_model
@@ -93,11 +93,12 @@ def load(folder: str | Path, model: Any = None) -> Program:
     if model is None or isinstance(model, str | Path):
         model = base_model(lock, folder, model)
     program = program_of(model, weights=True, static_length=lock["model"]["static_length"])
-    graph = apply(load_spec(folder / SPEC), program, seed=lock["seed"])
+    spec, reference = load_spec(folder / SPEC), reference_of(model)
+    graph = rewritten(spec, program, seed=lock["seed"], reference=reference)
     check_base(graph, lock, folder)
     fill(graph, read_tensors(folder / TENSORS), folder)
     applied: Applied = graph.meta[APPLIED]
-    applied.reference = lock["model"]["reference"] or reference_of(model)
+    applied.reference = lock["model"]["reference"] or reference
     applied.random_weights = lock["model"]["random_weights"]
     if "origin" in lock:
         unused = read_tensors(folder / UNUSED) if UNUSED in lock["sha256"] else {}

@@ -151,13 +151,10 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
 
 
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
-    """The pass of one prompt, its rows drawn from the vocabulary where the spec says so."""
+    """The pass of one prompt."""
     place, insertion = planned.places[k], planned.insertion
     embedding = next(e for e in plan.sites.embeddings if e.site is place)
     table = attribute(plan.sites.program, embedding.table)
-    if insertion.delta.options.init == "vocab" and table.device.type != "meta":
-        rows = torch.randint(0, table.shape[0], (piece.embedding.shape[0],))  # type: ignore[union-attr]
-        piece.embedding.data.copy_(table[rows.to(table.device)])  # type: ignore[union-attr]
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
     compose = insertion.composition.options
     return InsertPrompt(

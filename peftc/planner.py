@@ -13,6 +13,7 @@ from torch import nn
 from peftc.dataflow.select import explain_no_match, select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.initial import problem as cannot_start
 from peftc.pieces import piece_class
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
 from peftc.spec import Insertion, Spec
@@ -197,6 +198,9 @@ def check_sizes(
         return
     if insertion.delta.kind == "pipe":
         check_pipe(spec, k, places, problems)
+    if why := cannot_start(insertion, sites.program.signature.config):
+        where = spec.span("insert", k, "delta", insertion.delta.kind, "init")
+        problems.append(Diagnostic("E114", why, where))
     if insertion.delta.kind not in ("low_rank", "dora"):
         return
     for place, option in zip(places, options, strict=True):

@@ -178,3 +178,24 @@ def guarded(load: Any, source: str) -> Any:
                 help=("give a folder with config.json and model.safetensors",),
             ) from cause
         raise error("E205", f"{source} cannot be loaded: {first[:300]}") from cause
+
+
+def load_tokenizer(reference: str | None) -> Any:
+    """The tokenizer that stands beside a model's weights.
+
+    Raises:
+        PeftcError: E083 where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(reference)
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            raise ValueError("made from the config alone, without a vocabulary")
+        return tokenizer
+    except (OSError, ValueError, TypeError) as cause:
+        raise error(
+            "E083",
+            f"{reference or 'the base model'} has no tokenizer that can be loaded",
+            help=("give the folder that has it with --model",),
+        ) from cause

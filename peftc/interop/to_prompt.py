@@ -122,7 +122,7 @@ def prompt_rows(
         raise cannot("one prompt stands in front of the (first) embedding")
     piece: Prompt = pieces[0][1]
     trims = insertions[0].composition.options.trim
-    if piece.start:
+    if piece.first:
         raise cannot("a prompt stands before the first token", "place: before")
     if trims and not two and signature.loss not in BY_TOKEN:
         raise cannot(

@@ -83,6 +83,36 @@ def linear(
     return layer
 
 
+class Activation(nn.Module):
+    """A nonlinearity by its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+def fit(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
+    """Set W so that x W^T + b = y, the smallest such W. x: (rows, in), y: (rows, out).
+
+    There is one where the rows of x are independent, as those of random features are where
+    rows <= in; of features behind a ReLU, about half are zero.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    with torch.no_grad():
+        bias = 0 if layer.bias is None else layer.bias.double()
+        weight = torch.linalg.pinv(x.double()) @ (y.double() - bias)
+        layer.weight.copy_(weight.T)
+        if not torch.allclose(layer(x), y, rtol=0, atol=1e-3 * float(y.abs().max())):
+            raise ValueError(
+                f"{len(x)} tokens cannot be fitted through these {layer.in_features} features"
+            )
+
+
 class RMSNorm(nn.Module):
     """y = w x / sqrt(mean(x^2) + eps).  x: (..., width); w = 1 at the start (Zhang, Sennrich 2019).
 

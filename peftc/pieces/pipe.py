@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peftc.pieces.base import ACTIVATIONS, Piece, linear, norm, scale_layer
+from peftc.pieces.base import Activation, Piece, linear, norm, scale_layer
 
 STD = {"default": None, "normal": 1e-2, "zeros": 0.0}
 
@@ -104,17 +104,6 @@ def linear_of(options: Any, width: int, out: int) -> nn.Module:
         return linear(width, out, bias=options.bias, std=std)
     down = linear(width, options.rank, bias=False)
     return nn.Sequential(down, linear(options.rank, out, bias=options.bias, std=std))
-
-
-class Activation(nn.Module):
-    """A nonlinearity by its name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.act = ACTIVATIONS[name]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(x)
 
 
 class Conv1d(nn.Module):

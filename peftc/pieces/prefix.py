@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import ACTIVATIONS, Piece
+from peftc.pieces.base import ACTIVATIONS, Piece, fit
 
 
 class Prefix(Piece):
@@ -50,6 +50,12 @@ class Prefix(Piece):
             if init == "normal":
                 nn.init.normal_(self.key, std=0.02)
                 nn.init.normal_(self.value, std=0.02)
+
+    def start(self, key: Tensor, value: Tensor) -> None:
+        """Start from these: (kv_heads, tokens, head_dim) and (kv_heads, tokens, value_dim)."""
+        with torch.no_grad():
+            self.key.copy_(key)
+            self.value.copy_(value)
 
     def forward(
         self, k: Tensor, v: Tensor, key: Tensor | None = None, value: Tensor | None = None
@@ -103,6 +109,14 @@ class Reparameterization(nn.Module):
         self.act = ACTIVATIONS[act]
         self.out = nn.Linear(hidden, sum(heads * dim for heads, _, dim in self.shapes))
 
+    def start(self, *parts: Tensor) -> None:
+        """Start from a key and a value a site, in turn: (kv_heads, tokens, dim), tokens <= hidden.
+
+        The last layer is fitted, so that the MLP gives just these.
+        """
+        flat = torch.cat([p.transpose(0, 1).flatten(1) for p in parts], -1)
+        fit(self.out, self.act(self.hidden(self.embedding)), flat)
+
     def forward(self) -> tuple[Tensor, ...]:
         flat = self.out(self.act(self.hidden(self.embedding)))
         parts = flat.split([heads * dim for heads, _, dim in self.shapes], dim=-1)
@@ -122,6 +136,6 @@ def prefix_at(options: Any, attention: Any) -> Prefix:
         attention.value_dim,
         own=options.reparam is None,
         joins=attention.scores is None,
-        init=options.init,
+        init=options.init.kind,
         dropout=options.dropout,
     )

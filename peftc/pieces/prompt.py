@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import Piece
+from peftc.pieces.base import Activation, Piece, fit
 
 
 class Prompt(Piece):
-    """h with rows `start` .. `start + tokens` replaced by the prompt: [P; h] over dummy ids.
+    """h with rows `first` .. `first + tokens` replaced by the prompt: [P; h] over dummy ids.
 
     h: (batch, length, width) with `tokens` dummy rows already in place, P: (tokens, width).
     P is uniform in [-0.5, 0.5], N(0, 0.02^2), or given rows of the embedding table.
@@ -25,28 +25,41 @@ class Prompt(Piece):
         tokens: int,
         width: int,
         *,
-        start: int = 0,
+        first: int = 0,
         init: str = "uniform",
-        encoder: nn.Module | None = None,
+        encoder: PromptEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.start = start
+        self.first = first
         self.tokens = tokens
         self.embedding = nn.Parameter(torch.empty(tokens, width))
-        if init == "uniform":
-            nn.init.uniform_(self.embedding, -0.5, 0.5)
-        else:
+        if init == "normal":
             nn.init.normal_(self.embedding, std=0.02)
+        else:
+            nn.init.uniform_(self.embedding, -0.5, 0.5)
         self.encoder = encoder
 
     @classmethod
     def at(cls, options: Any, in_width: int, width: int) -> Self:
-        """The prompt that a spec's options describe; vocabulary rows are copied in by the pass."""
-        start = 1 if options.place == "after_first" else 0
+        """The prompt that a spec's options describe; `start` gives it rows of the model."""
+        first = 1 if options.place == "after_first" else 0
         encoder = None
         if options.encoder is not None:
             encoder = PromptEncoder(width, options.encoder.hidden, options.encoder.kind)
-        return cls(options.tokens, width, start=start, init=options.init, encoder=encoder)
+        if options.reparam is not None:
+            encoder = PromptEncoder(
+                width, options.reparam.hidden, "reparam", act=options.reparam.act
+            )
+        init = options.init.kind
+        return cls(options.tokens, width, first=first, init=init, encoder=encoder)
+
+    def start(self, rows: Tensor) -> None:
+        """Start from these rows, (tokens, width): the last layer of an encoder is fitted."""
+        if self.encoder is not None:
+            self.encoder.start(self.embedding, rows)
+            return
+        with torch.no_grad():
+            self.embedding.copy_(rows)
 
     def rows(self) -> Tensor:
         """The prompt itself, (tokens, width)."""
@@ -54,30 +67,39 @@ class Prompt(Piece):
 
     def forward(self, h: Tensor) -> Tensor:
         rows = self.rows().to(h.dtype).unsqueeze(0).expand(h.shape[0], -1, -1)
-        rest = h[:, self.start + self.tokens :]
-        parts = [h[:, : self.start], rows, rest] if self.start else [rows, rest]
+        rest = h[:, self.first + self.tokens :]
+        parts = [h[:, : self.first], rows, rest] if self.first else [rows, rest]
         return torch.cat(parts, 1)
 
 
 class PromptEncoder(nn.Module):
-    """The prompt encoder of P-tuning: an MLP of three layers, or a bidirectional LSTM and an MLP.
+    """The network that makes a prompt while training, of three kinds.
 
+    "mlp": three layers with ReLU, "lstm": a bidirectional LSTM and two layers (Liu et al. 2021,
+    "GPT Understands, Too", section 2.2); "reparam": two layers (Li and Liang 2021, section 4.3).
     x: (tokens, width) -> (tokens, width). Dropped by folding, which keeps its output.
-    Source: Liu et al. 2021, "GPT Understands, Too", section 2.2.
     """
 
-    def __init__(self, width: int, hidden: int, kind: str = "mlp") -> None:
+    def __init__(self, width: int, hidden: int, kind: str = "mlp", *, act: str = "tanh") -> None:
         super().__init__()
         self.lstm = None
         if kind == "lstm":
             self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True)
             layers = [nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width)]
+        elif kind == "reparam":
+            layers = [nn.Linear(width, hidden), Activation(act), nn.Linear(hidden, width)]
         else:
             layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
             layers.append(nn.Linear(hidden, width))
         self.mlp = nn.Sequential(*layers)
 
+    def start(self, x: Tensor, rows: Tensor) -> None:
+        """Fit the last layer, so that x becomes these rows: (tokens, width), tokens <= hidden."""
+        fit(self.mlp[-1], self.mlp[:-1](self.mixed(x)), rows)  # type: ignore[arg-type]
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """The rows, through the LSTM where there is one."""
+        return x if self.lstm is None else self.lstm(x.unsqueeze(0))[0].squeeze(0)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.lstm is not None:
-            x = self.lstm(x.unsqueeze(0))[0].squeeze(0)
-        return self.mlp(x)
+        return self.mlp(self.mixed(x))

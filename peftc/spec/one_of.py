@@ -10,6 +10,10 @@ from pydantic_core import CoreSchema
 from peftc.spec.deltas.base import Strict
 
 
+class Bare(Strict):
+    """A kind without options."""
+
+
 class OneOf(Strict):
     """A mapping of exactly one key, which says the kind; its bare name means no options."""
 

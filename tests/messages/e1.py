@@ -124,3 +124,33 @@ def _(here: Here):
         "  - {id: a, at: ffn.out, layers: 0, delta: {bottleneck: {dim: 8}}}\n"
     )
     peftc.without(peftc.apply(spec, here.program), 1)
+
+
+@case("E114", "labels without names")
+def _(here: Here):
+    here.insert("at: embed.out\ndelta: {prompt: {tokens: 8, init: labels}}")
+
+
+@case("E114", "too few hidden features")
+def _(here: Here):
+    here.insert(
+        "at: attn.kv\ndelta: {prefix: {tokens: 8, reparam: {hidden: 4}, init: {text: a cat}}}"
+    )
+
+
+@case("E114", "an id that the model does not have")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: embed.out, delta: {prompt: {tokens: 2, init: {ids: [4, 300]}}}}\n"
+    )
+    peftc.apply(spec, here.program)
+
+
+@case("E114", "features that are not independent")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n  - id: a\n    at: embed.out\n    delta:\n"
+        "      prompt: {tokens: 6, encoder: {kind: mlp, hidden: 6}, init: {ids: [4, 5, 6, 7]}}\n"
+    )
+    peftc.apply(spec, here.program)

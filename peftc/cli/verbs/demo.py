@@ -46,10 +46,10 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     folder = demo_model(note)
     import peftc
     from peftc.api import APPLIED
+    from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.options import open_model
     from peftc.cli.verbs.plan import print_plan
-    from peftc.cli.verbs.train import tokenizer_of
     from peftc.cli.verbs.verify import print_report
     from peftc.train import evaluate, read_rows, train
 
@@ -65,7 +65,7 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     if not silent:
         print_plan(plan, SPEC, "MiniLM-L6")
         say()
-    tokenizer = tokenizer_of(str(folder))
+    tokenizer = load_tokenizer(str(folder))
     data = Path(str(files("peftc.demo")))
     rows = read_rows(data / "train.jsonl", graph, tokenizer)
     held_out = read_rows(data / "eval.jsonl", graph, tokenizer)

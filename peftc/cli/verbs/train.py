@@ -96,6 +96,7 @@ def job(
 ) -> dict[str, Any]:
     """Load, read, train, write; what was measured."""
     from peftc.api import APPLIED
+    from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.verbs.verify import load_quietly
     from peftc.train import evaluate, read_rows
@@ -104,7 +105,7 @@ def job(
 
     with progress(f"loading {start}"):
         graph = load_quietly(start, model, device)
-        tokenizer = tokenizer_of(model or graph.meta[APPLIED].reference)
+        tokenizer = load_tokenizer(model or graph.meta[APPLIED].reference)
     found = {
         k: read_rows(path, graph, tokenizer, length=settings.length)
         for k, paths in files.items()
@@ -144,27 +145,6 @@ def job(
         "before": before,
         "after": after,
     }
-
-
-def tokenizer_of(reference: str | None) -> Any:
-    """The tokenizer that stands beside the base.
-
-    Raises:
-        PeftcError: E083 where there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(reference)
-        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-            raise ValueError("made from the config alone, without a vocabulary")
-        return tokenizer
-    except (OSError, ValueError, TypeError) as cause:
-        raise error(
-            "E083",
-            f"{reference or 'the base model'} has no tokenizer that can be loaded",
-            help=("give the folder that has it with --model",),
-        ) from cause
 
 
 def summary(facts: dict[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from peftc.spec.deltas.base import Activation, DeltaOptions, Strict
+from peftc.spec.one_of import Bare, OneOf
 
 
 class Reparam(Strict):
@@ -14,6 +15,22 @@ class Reparam(Strict):
 
     hidden: int = Field(gt=0, description="Width of the hidden layer.")
     act: Activation = Field("tanh", description="Nonlinearity of the hidden layer.")
+
+
+IDS = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class PrefixInit(OneOf):
+    """Where the keys and values start."""
+
+    normal: Bare | None = Field(None, description="N(0, 0.02).")
+    zeros: Bare | None = Field(None, description="Zeros.")
+    text: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="The model's own keys and values for these words, repeated or cut to `tokens` "
+        "tokens, at positions 0 and on.",
+    )
+    ids: IDS | None = Field(None, description="As text, given as token ids.")
 
 
 class Prefix(DeltaOptions):
@@ -36,5 +53,9 @@ class Prefix(DeltaOptions):
         description="open: every query sees the prefix, without a bias. cached: the model's mask "
         "and relative biases take it for `tokens` earlier tokens, so that a window can hide it.",
     )
-    init: Literal["normal", "zeros"] = Field("normal", description="N(0, 0.02) or zeros.")
+    init: PrefixInit = Field(
+        default_factory=lambda: PrefixInit.model_validate("normal"),
+        description="Where keys and values start. With `reparam` they start as the MLP gives them; "
+        "words are fitted by its last layer, exactly.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the prefix.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from peftc.spec.deltas.base import DeltaOptions, Strict
+from peftc.spec.deltas.prefix import IDS, Reparam
+from peftc.spec.one_of import Bare, OneOf
+
+FREQUENT = 5000  # Lester et al. 2021, section 3.2
 
 
 class PromptEncoder(Strict):
@@ -14,6 +18,31 @@ class PromptEncoder(Strict):
 
     kind: Literal["mlp", "lstm"] = Field("mlp", description="MLP of three layers, or LSTM + MLP.")
     hidden: int = Field(gt=0, description="Width of its hidden layers.")
+
+
+def as_count(value: Any) -> Any:
+    """The bare word `vocab` means the paper's number."""
+    return FREQUENT if value == {} else value
+
+
+class PromptInit(OneOf):
+    """Where the rows start."""
+
+    uniform: Bare | None = Field(None, description="Uniform in [-0.5, 0.5].")
+    normal: Bare | None = Field(None, description="N(0, 0.02).")
+    vocab: Annotated[int, Field(gt=0), BeforeValidator(as_count)] | None = Field(
+        None,
+        description="Embeddings drawn from the first N words of the vocabulary, which is in order "
+        "of frequency for the usual tokenizers; special and unused tokens do not count.",
+    )
+    labels: Bare | None = Field(
+        None,
+        description="Embeddings of the class labels, averaged over their pieces, then as `vocab`.",
+    )
+    text: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Embeddings of these words, repeated or cut to `tokens` tokens."
+    )
+    ids: IDS | None = Field(None, description="As text, given as token ids.")
 
 
 class Prompt(DeltaOptions):
@@ -26,10 +55,21 @@ class Prompt(DeltaOptions):
     formula: ClassVar[str] = "[P; h]"
 
     tokens: int = Field(gt=0, description="How many rows stand in front.")
-    init: Literal["uniform", "normal", "vocab"] = Field(
-        "uniform", description="Uniform in [-0.5, 0.5], N(0, 0.02), or sampled embedding rows."
+    init: PromptInit = Field(
+        default_factory=lambda: PromptInit.model_validate("uniform"),
+        description="Where the rows start. Behind an encoder or `reparam`, embeddings are fitted "
+        "by its last layer, exactly.",
     )
     place: Literal["before", "after_first"] = Field(
         "before", description="Before the first token, or between it and the second."
     )
     encoder: PromptEncoder | None = Field(None, description="A network that makes the rows.")
+    reparam: Reparam | None = Field(
+        None, description="An MLP of two layers that makes the rows while training."
+    )
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if self.encoder is not None and self.reparam is not None:
+            raise ValueError("`encoder` and `reparam` both make the rows: give one of them")
+        return self

@@ -1,0 +1,265 @@
+"""Where pieces start from the model itself: embeddings of tokens, keys and values of real words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import map_arg
+
+from peftc.capture.load import load_tokenizer
+from peftc.capture.program import Program, attribute
+from peftc.dataflow.site import Attention, Embedding
+from peftc.diagnostics import PeftcError, error
+from peftc.spec.deltas.prompt import FREQUENT
+
+if TYPE_CHECKING:
+    from peftc.planner import Plan
+    from peftc.spec import Insertion
+
+NO_WORD = re.compile(r"\[.+\]|<.+>")  # [unused7], <extra_id_0>, <0x0A>: marks and bytes
+UNNAMED = re.compile(r"LABEL_\d+")
+OF_THE_MODEL = ("vocab", "labels", "text", "ids")
+
+
+class Words:
+    """Text -> token ids, with a tokenizer that is given, or the one beside the model's weights."""
+
+    def __init__(self, tokenizer: Any = None, reference: str | None = None) -> None:
+        self.given = tokenizer
+        self.reference = reference
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            PeftcError: E083 where there is none.
+        """
+        if self.given is None:
+            self.given = load_tokenizer(self.reference)
+        return self.given
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text, without the marks that a tokenizer puts around it.
+
+        Raises:
+            PeftcError: E083 without a tokenizer, E114 for a text of no tokens.
+        """
+        found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not found:
+            raise error("E114", f"the text {text!r} has no tokens to start from")
+        return list(found)
+
+    def frequent(self, count: int, rows: int, config: Any) -> list[int]:
+        """The first `count` ids, of a table of `rows`, that stand for words.
+
+        Subword vocabularies are in order of frequency, or nearly so. Where there is no tokenizer,
+        only what the config calls special is left out.
+        """
+        values = [v for k, v in vars(config).items() if k.endswith("_token_id")]
+        special = {i for v in values for i in (v if isinstance(v, list) else [v])}
+        names: list[str] = []
+        if self.given is not None or self.reference is not None:
+            try:
+                special |= set(self.tokenizer.all_special_ids)
+                rows = min(rows, len(self.tokenizer))
+                names = self.tokenizer.convert_ids_to_tokens(list(range(rows)))
+            except PeftcError:
+                self.reference = None
+        marks = {k for k, name in enumerate(names) if name is None or NO_WORD.fullmatch(name)}
+        return [k for k in range(rows) if k not in special | marks][:count]
+
+
+def initial_values(plan: Plan, words: Words, seed: int) -> dict[str, tuple[Tensor, ...]]:
+    """What the pieces' `start` takes, by submodule path, for those that start from the model.
+
+    The plan's program is run as it is before the rewrite. On a model without data there is
+    nothing to start from, and nothing is given.
+
+    Raises:
+        PeftcError: E083 without a tokenizer, E114 for ids or texts that are not possible.
+    """
+    program = plan.sites.program
+    wanted = [p for p in plan.insertions if starts_from_model(p.insertion)]
+    if any(p.device.type == "meta" or isinstance(p, FakeTensor) for p in program.parameters()):
+        return {}
+    values: dict[str, tuple[Tensor, ...]] = {}
+    random = torch.Generator().manual_seed(seed)
+    for planned in wanted:
+        name, options = f"peft.{planned.insertion.id}", planned.insertion.delta.options
+        if planned.insertion.delta.kind == "prompt":
+            for embedding in plan.sites.embeddings:
+                if embedding.site in planned.places:
+                    rows = prompt_rows(options, embedding, program, words, random)
+                    values[f"{name}.{embedding.site.name}"] = (rows,)
+            continue
+        attentions = [p for p in planned.places if isinstance(p, Attention)]
+        pairs = keys_and_values(options, attentions, program, words)
+        if options.reparam is not None:
+            values[f"{name}.reparam"] = tuple(t for pair in pairs for t in pair)
+        else:
+            for attention, pair in zip(attentions, pairs, strict=True):
+                values[f"{name}.{attention.name}"] = pair
+    return values
+
+
+def start(path: str, piece: Any, values: Sequence[Tensor]) -> None:
+    """Give a piece its first values.
+
+    Raises:
+        PeftcError: E114 where its network cannot give them.
+    """
+    try:
+        piece.start(*values)
+    except ValueError as cause:
+        raise error("E114", f"{path}: {cause}", help=("a larger `hidden`",)) from cause
+
+
+def starts_from_model(insertion: Insertion) -> bool:
+    """Whether an insertion's first values come from the model."""
+    init = getattr(insertion.delta.options, "init", None)
+    return getattr(init, "kind", None) in OF_THE_MODEL
+
+
+def problem(insertion: Insertion, config: Any) -> str | None:
+    """Why an insertion cannot start as it says on a model of this config, or None."""
+    if not starts_from_model(insertion):
+        return None
+    options = insertion.delta.options
+    network = options.reparam or getattr(options, "encoder", None)
+    if network is not None and network.hidden < options.tokens:
+        return (
+            f"{options.tokens} tokens cannot be fitted through {network.hidden} hidden features: "
+            "`hidden` must be at least `tokens`"
+        )
+    if options.init.kind != "labels":
+        return None
+    names = list(getattr(config, "id2label", None) or {})
+    if len(names) > options.tokens:
+        return f"{len(names)} labels need as many `tokens`, there are {options.tokens}"
+    if not names or all(UNNAMED.fullmatch(str(config.id2label[k])) for k in names):
+        return "the model's labels have no names: give them, --labels negative,positive"
+    return None
+
+
+def prompt_rows(
+    options: Any, embedding: Embedding, program: Program, words: Words, random: torch.Generator
+) -> Tensor:
+    """The rows that a prompt starts from, (tokens, width), as the model's own module gives them."""
+    config, tokens = program.signature.config, options.tokens
+    start, vocabulary = options.init, attribute(program, embedding.table).shape[0]
+    if start.kind in ("text", "ids"):
+        return embedded(spelt(start, tokens, words, vocabulary), embedding, program)
+    labels: list[Tensor] = []
+    count = start.options if start.kind == "vocab" else FREQUENT
+    if start.kind == "labels":
+        for k in sorted(config.id2label, key=int):
+            ids = words.ids(str(config.id2label[k]))
+            labels.append(
+                embedded(checked(ids, vocabulary), embedding, program).mean(0, keepdim=True)
+            )
+    frequent = words.frequent(count, vocabulary, config)
+    drawn = torch.randint(len(frequent), (tokens - len(labels),), generator=random)
+    rest = [embedded([frequent[k]], embedding, program) for k in drawn.tolist()]
+    return torch.cat([*labels, *rest])
+
+
+def spelt(start: Any, tokens: int, words: Words, vocabulary: int) -> list[int]:
+    """The ids of `text` or `ids`, repeated or cut to `tokens`."""
+    ids = checked(words.ids(start.text) if start.kind == "text" else start.ids, vocabulary)
+    return [ids[k % len(ids)] for k in range(tokens)]
+
+
+def checked(ids: Sequence[int], vocabulary: int) -> list[int]:
+    """The ids, all of them in the vocabulary.
+
+    Raises:
+        PeftcError: E114 where one is not.
+    """
+    if bad := [k for k in ids if k >= vocabulary]:
+        raise error(
+            "E114",
+            f"the id {bad[0]} is not in the model's vocabulary of {vocabulary}",
+            help=(f"ids are 0 to {vocabulary - 1}", "text needs the model's own tokenizer"),
+        )
+    return list(ids)
+
+
+def embedded(ids: Sequence[int], embedding: Embedding, program: Program) -> Tensor:
+    """What the embedding's module gives for ids, (tokens, width): with the model's own scaling."""
+    given = {embedding.ids.name: ids}
+    return evaluate(program, [embedding.site.h], given)[embedding.site.h].flatten(0, -2)
+
+
+def keys_and_values(
+    options: Any, attentions: Sequence[Attention], program: Program, words: Words
+) -> list[tuple[Tensor, Tensor]]:
+    """(P_k, P_v) of each attention: what it reads when the model reads the words alone.
+
+    P_k: (kv_heads, tokens, head_dim), after rotary positions 0 .. tokens - 1, before heads are
+    repeated. An encoder-decoder model reads the words on both sides.
+    """
+    signature = program.signature
+    if signature.input("input_ids") is None or signature.static_length not in (
+        None,
+        options.tokens,
+    ):
+        raise error(
+            "E114",
+            f"{signature.model_class} cannot read {options.tokens} tokens of text to start from",
+            help=("init: normal", "capture it with a free length"),
+        )
+    vocabulary = getattr(signature.config.get_text_config(), "vocab_size", 1 << 62)
+    ids = spelt(options.init, options.tokens, words, vocabulary)
+    given = {i.name: ids for i in signature.inputs if i.name.endswith("input_ids")}
+    found = evaluate(program, [n for a in attentions for n in (a.k, a.v)], given)
+    return [(one_batch(a, a.k, found), one_batch(a, a.v, found)) for a in attentions]
+
+
+def one_batch(attention: Attention, node: fx.Node, found: Mapping[fx.Node, Tensor]) -> Tensor:
+    """Keys or values of one text as (kv_heads, tokens, dim), whatever layout they have."""
+    value = found[node]
+    value = value if value.dim() == 3 else value[0]  # heads may be flattened into the batch
+    if not isinstance(node.meta["val"].shape[-1], int):
+        value = value.transpose(-1, -2)  # a product written out reads k transposed
+    return value[:: attention.heads // attention.kv_heads].contiguous()
+
+
+def evaluate(
+    program: Program, nodes: Sequence[fx.Node], given: Mapping[str, Sequence[int]]
+) -> dict[fx.Node, Tensor]:
+    """The values of some nodes when the program reads one row of ids a stack."""
+    device = next(program.parameters()).device
+    needed: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    rows = {n: torch.tensor([list(ids)], device=device) for n, ids in given.items()}
+    absent = {n.name for n in needed if n.op == "placeholder"} - rows.keys()
+    for i in program.signature.inputs:
+        if i.name in absent:
+            like = next(iter(rows.values()))
+            rows[i.name] = torch.full_like(like, int(i.default == "ones"), dtype=i.dtype)
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node not in needed:
+                continue
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = rows[node.name]
+            elif node.op == "get_attr":
+                values[node] = attribute(program, str(node.target))
+            elif node.op == "call_module":
+                values[node] = attribute(program, str(node.target))(*args, **kwargs)
+            else:
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return {n: values[n] for n in nodes}
