@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
+from peftc.capture.stored import own_copy
 from peftc.passes.values import set_value
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -73,7 +74,16 @@ def change(program: Program, name: str, by: Change) -> None:
         waiting.setdefault(name, []).append(by)
         return
     with torch.no_grad():
-        set_parameter(program, name, by(attribute(program, name).detach().clone()))
+        set_parameter(program, name, by(own_copy(program, name)))
+
+
+def settled(program: Program, name: str) -> Tensor:
+    """The weight called `name` after the changes that wait for it, in memory of its own."""
+    value = own_copy(program, name)
+    with torch.no_grad():
+        for by in program.meta.get(DEFERRED, {}).get(name, ()):
+            value = by(value)
+    return value
 
 
 def call_module(program: Program, name: str, args: tuple[Any, ...], site: str) -> fx.Node:

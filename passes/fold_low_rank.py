@@ -60,7 +60,7 @@ class FoldLowRank(Pass):
             if linear.bias is None or len(linear.bias.users) != 1:
                 return
             merge_bias(program, linear.bias, module.b.detach() * scale, rows or part)
-        merge_rows(program, linear, module.merged().detach() * scale, rows or part)
+        merge_rows(program, linear, module, scale, rows or part)
         add.replace_all_uses_with(base)
 
 
@@ -74,12 +74,17 @@ def merge_bias(program: Program, bias: fx.Node, delta: torch.Tensor, rows: slice
     change(program, str(bias.target), merged)
 
 
-def merge_rows(program: Program, linear: Linear, delta: torch.Tensor, rows: slice) -> None:
-    """W[rows] += delta, in a weight of its own storage, rows being output features."""
+def merge_rows(
+    program: Program, linear: Linear, module: LowRank, scale: float, rows: slice
+) -> None:
+    """W[rows] += scale s B A, in a weight of its own storage, rows being output features.
+
+    The product is made when the weight is: deferred updates take no memory.
+    """
 
     def merged(weight: torch.Tensor) -> torch.Tensor:
         view = weight.T if linear.transposed else weight
-        view[rows] += delta.to(weight.dtype)
+        view[rows] += (module.merged().detach() * scale).to(weight.dtype)
         return weight
 
     change(program, str(linear.weight.target), merged)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from peftc.capture.fake import has_numbers
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
@@ -110,7 +110,7 @@ class Insert(Pass):
                 if site.h is weight.node:
                     h = call(program, aten.slice.Tensor, (h, -1, start, stop), path)
             value = value[start:stop]
-        if value.device.type != "meta" and not isinstance(value, FakeTensor):
+        if has_numbers(value):
             piece.start(value)  # type: ignore[operator]
         return [h, node, *parts]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peftc.capture.program import Program, attribute
+from peftc.capture.program import Program
+from peftc.capture.stored import own_copy
 from peftc.passes.base import Keeps, Pass, set_parameter
 
 
@@ -28,4 +29,4 @@ class Unfreeze(Pass):
     def run(self, program: Program) -> None:
         """Replace each named parameter by a trainable copy."""
         for name in self.names:
-            set_parameter(program, name, attribute(program, name).detach().clone(), trainable=True)
+            set_parameter(program, name, own_copy(program, name), trainable=True)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from peftc.api import APPLIED, Applied, Origin, program_of, reference_of, rewritten, trainable
 from peftc.capture import Program
+from peftc.capture.fake import has_numbers
 from peftc.capture.listing import listing
 from peftc.capture.load import load_model
+from peftc.capture.program import PEFT_PREFIX, STORED
+from peftc.capture.stored import StoredWeights, fill_buffers, stored_of, stored_weights
 from peftc.card import card
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
+from peftc.passes.base import set_parameter
 from peftc.spec import load_spec
 
 TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
@@ -78,10 +82,13 @@ def write_artifact(graph: Program, folder: Path) -> None:
     (folder / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
 
 
-def load(folder: str | Path, model: Any = None) -> Program:
+def load(folder: str | Path, model: Any = None, *, weights: bool = True) -> Program:
     """Rebuild the graph of an artifact, bit for bit, on its base model.
 
-    `model` is the base where it is not to be loaded from the place the lock names.
+    `model` is the base where it is not to be loaded from the place the lock names. Without
+    `weights` a base that lies in safetensors files is never loaded: frozen weights are fake
+    tensors, their files are compared with the lock by reading them once, and the graph is for
+    `export`. A base that holds other weights than its files (a fresh head) is loaded after all.
 
     Raises:
         PeftcError: E301 for another base, E302 for tensors of another graph, E303 for a damaged
@@ -90,13 +97,20 @@ def load(folder: str | Path, model: Any = None) -> Program:
     folder = Path(folder)
     lock = read_lock(folder)
     check_intact(folder, lock["sha256"], LOCK)
+    tensors = read_tensors(folder / TENSORS)
+    stored = None if weights else stored_base(lock, folder, model)
     if model is None or isinstance(model, str | Path):
-        model = base_model(lock, folder, model)
+        model = base_model(lock, folder, model, fake=stored is not None)
+    if stored is not None:
+        fill_buffers(model, stored)
     program = program_of(model, weights=True, static_length=lock["model"]["static_length"])
+    if stored is not None:
+        program.meta[STORED] = stored
+        give(program, tensors)
     spec, reference = load_spec(folder / SPEC), reference_of(model)
     graph = rewritten(spec, program, seed=lock["seed"], reference=reference)
     check_base(graph, lock, folder)
-    fill(graph, read_tensors(folder / TENSORS), folder)
+    fill(graph, tensors, folder)
     applied: Applied = graph.meta[APPLIED]
     applied.reference = lock["model"]["reference"] or reference
     applied.random_weights = lock["model"]["random_weights"]
@@ -141,11 +155,14 @@ def model_facts(graph: Program, applied: Applied) -> dict[str, Any]:
 def weight_hashes(graph: Program) -> dict[str, str]:
     """SHA-256 of each frozen weight's bytes, by name; trained tensors are not of the base."""
     own = trained(graph)
-    return {n: digest(p) for n, p in graph.named_parameters() if n not in own}
+    return {n: digest(p, n, graph) for n, p in graph.named_parameters() if n not in own}
 
 
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
+def digest(tensor: Tensor, name: str, graph: Program) -> str:
+    """SHA-256 of a weight's dtype, shape and bytes; of a fake one, that of the file's tensor."""
+    stored = stored_of(graph)
+    if stored is not None and not has_numbers(tensor):
+        return stored.digest(name)
     data = tensor.detach().cpu().contiguous()
     result = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
     result.update(data.reshape(-1).view(torch.uint8).numpy().data)
@@ -157,8 +174,12 @@ def read_lock(folder: Path) -> dict[str, Any]:
     return read_facts(folder / LOCK, "peftc artifact", "peftc apply SPEC MODEL -o DIR")
 
 
-def base_model(lock: Mapping[str, Any], folder: Path, place: str | Path | None = None) -> Any:
+def base_model(
+    lock: Mapping[str, Any], folder: Path, place: str | Path | None = None, *, fake: bool = False
+) -> Any:
     """Load the base that the lock names, from `place` where it moved, as the class it was.
+
+    With `fake` its parameters are fake tensors, and no weights are read.
 
     Raises:
         PeftcError: E309 where the lock names no place the base can be loaded from.
@@ -178,7 +199,40 @@ def base_model(lock: Mapping[str, Any], folder: Path, place: str | Path | None =
         attn=facts["attn_implementation"],
         revision=facts["commit"] if place is None else None,
         random_weights=facts["random_weights"],
+        fake=fake,
     )
+
+
+def stored_base(lock: Mapping[str, Any], folder: Path, model: Any) -> StoredWeights | None:
+    """The files that hold every frozen weight of the lock; None where the base has to be loaded.
+
+    Raises:
+        PeftcError: E301 where the files are another model's.
+    """
+    facts = lock["model"]
+    source = model if model is not None else facts["reference"]
+    if source is None or not isinstance(source, str | Path):
+        return None
+    stored = stored_weights(source, facts["commit"] if model is None else None)
+    wanted: dict[str, str] = facts["weights"]
+    absent = stored.match(wanted) if stored is not None else []
+    if stored is not None and not absent:
+        return stored
+    if stored is None:
+        return None
+    # The files have a tensor of this name and dtype, and it is another one.
+    other = [n for n in absent if facts["dtype"] in stored.dtypes_of(n)]
+    if other:
+        raise another_base(folder, other, wanted, lock)
+    return None
+
+
+def give(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Put an artifact's numbers into base weights that it trained, before they are unfrozen."""
+    own = dict(program.named_parameters())
+    for name, value in tensors.items():
+        if not name.startswith(PEFT_PREFIX) and name in own:
+            set_parameter(program, name, value)
 
 
 def check_base(graph: Program, lock: Mapping[str, Any], folder: Path) -> None:
@@ -186,15 +240,21 @@ def check_base(graph: Program, lock: Mapping[str, Any], folder: Path) -> None:
     wanted: dict[str, str] = lock["model"]["weights"]
     frozen = {n: p for n, p in graph.named_parameters() if n in wanted}
     absent = [n for n in wanted if n not in frozen]
-    differing = [n for n, p in frozen.items() if digest(p) != wanted[n]]
+    differing = [n for n, p in frozen.items() if digest(p, n, graph) != wanted[n]]
     if absent or differing:
-        bad = absent + differing
-        raise error(
-            "E301",
-            f"{folder} belongs to another base model: {len(bad)} of {len(wanted)} weights differ",
-            notes=(", ".join(bad[:3]) + (", ..." if len(bad) > 3 else ""),),
-            help=(f"the lock names {lock['model']['reference'] or lock['model']['class']}",),
-        )
+        raise another_base(folder, absent + differing, wanted, lock)
+
+
+def another_base(
+    folder: Path, bad: list[str], wanted: Mapping[str, str], lock: Mapping[str, Any]
+) -> Exception:
+    """E301: the frozen weights are not those that the pieces were trained on."""
+    return error(
+        "E301",
+        f"{folder} belongs to another base model: {len(bad)} of {len(wanted)} weights differ",
+        notes=(", ".join(bad[:3]) + (", ..." if len(bad) > 3 else ""),),
+        help=(f"the lock names {lock['model']['reference'] or lock['model']['class']}",),
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftc.diagnostics import error
+from peftc.machine import machine_error
 
 FORMAT = "1.0"  # of the JSON files that our folders are known by
 
@@ -19,12 +20,15 @@ FORMAT = "1.0"  # of the JSON files that our folders are known by
 def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder `<name>.partial` to write into, which takes `folder`'s place when all went well.
 
-    On any failure, Ctrl-C included, the partial folder goes and an older output stays.
+    On any failure, Ctrl-C included, the partial folder goes and an older output stays. A run that
+    was killed leaves the partial folder, which the next run removes.
 
     Raises:
-        PeftcError: E306 where `folder` exists, is not empty, and `force` is not given.
+        PeftcError: E306 where `folder` exists, is not empty, and `force` is not given, E503 where
+            it cannot be written, E504 where the disk became full.
     """
     folder = Path(folder)
+    restore(folder)
     check_free(folder, force=force)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,9 +50,19 @@ def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.rename(folder)
-    except BaseException:
+    except BaseException as cause:
         shutil.rmtree(partial, ignore_errors=True)
+        restore(folder)
+        if (known := machine_error(cause, folder)) is not None:
+            raise known from cause
         raise
+
+
+def restore(folder: Path) -> None:
+    """Put back an older output that a killed run had moved aside and not yet replaced."""
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
 
 
 def check_free(folder: Path, *, force: bool = False) -> None:

@@ -46,10 +46,14 @@ TASKS = {
 }
 
 
-def build(kind: str, task: str = "base", seed: int = 0) -> Any:
+def build(kind: str, task: str = "base", seed: int = 0, layers: int | None = None) -> Any:
     """A fresh model in eval mode with weights large enough that every path matters."""
     torch.manual_seed(seed)
-    model = TASKS[task].from_config(CONFIGS[kind]()).eval()
+    config = CONFIGS[kind]()
+    for name in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
+        if layers is not None and hasattr(config, name):
+            setattr(config, name, layers)
+    model = TASKS[task].from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() > 1:

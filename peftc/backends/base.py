@@ -36,8 +36,10 @@ class Backend(ABC):
 
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # the pip extra that it needs
+    links: ClassVar[bool] = False  # whether its files can point into the base's own
     requires: ClassVar[tuple[str, ...]] = ()  # the modules that the extra brings
     runner: ClassVar[Path]
+    ships: ClassVar[tuple[Path, ...]] = ()  # scripts that go beside the model
     merges: ClassVar[bool] = True  # whether pieces are merged into the weights that it writes
     real_only: ClassVar[bool] = False  # whether outputs at padding are another matter
 
@@ -51,6 +53,10 @@ class Backend(ABC):
     @abstractmethod
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the model into `folder`; the name of the file that a runtime opens."""
+
+    def session_options(self, *, linked: bool) -> dict[str, str]:
+        """The settings that a runtime is to open the file with."""
+        return {}
 
     def check_installed(self) -> None:
         """Refuse to start without the packages that the format needs.

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftc.api import APPLIED
-from peftc.backends.base import Exported, backend
+from peftc.backends.base import Backend, Exported, backend
+from peftc.backends.triton import CONFIG, VERSION, check_layout, config
+from peftc.backends.weights import base_files, fill, in_place, linkable
 from peftc.capture.program import Input, Output, Program
+from peftc.capture.stored import StoredWeights, stored_of
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_free, check_intact, read_facts, sha256, staged
+from peftc.machine import check_disk
 from peftc.pipeline import fold as folded
+from peftc.runtime import fingerprint
 
 FACTS = "peftc.export.json"
+LAYOUTS = ("folder", "triton")
 FOLDS = ("auto", "unmerged", "none")
 
 
@@ -25,44 +33,122 @@ def export(
     *,
     fold: str = "auto",
     opset: int | None = None,
+    weights: str | None = None,
+    layout: str = "folder",
+    name: str = "model",
     force: bool = False,
 ) -> Exported:
     """Write `graph` for deployment, "onnx" or "torchscript", or as a checkpoint of "peft".
 
-    The graph itself is unchanged. With `fold="auto"` dropouts and reparameterisations go and
-    mergeable pieces are merged, or those that the spec's `export.fold` names; with "unmerged"
-    every piece stays apart, with constants folded into its tensors; with "none" the pieces stay
-    what they are.
+    The graph itself is unchanged. `weights="link"`, the default of ONNX where the base lies in
+    safetensors files on the same disk, leaves frozen weights in those files, which the folder
+    gets as hard links; "copy" writes them once more. With `fold="auto"` dropouts and
+    reparameterisations go and mergeable pieces are merged, or those that the spec's `export.fold`
+    names: only weights that change are written then. With "unmerged" every piece stays apart, with
+    constants folded into its tensors; with "none" the pieces stay what they are. With
+    `layout="triton"` `out` is a Triton model repository, and the model in it is called `name`.
 
     Raises:
         PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages,
-            E408 where PEFT has no form of the graph.
+            E408 where PEFT has no form of the graph, E409 for an unknown option, E410 where weights
+            cannot be linked, E501 where the disk has too little room.
     """
     target = backend(kind)
     target.check_installed()
-    out = Path(out)
-    check_free(out, force=force)
+    if layout not in LAYOUTS:
+        raise error("E409", f"layout: {layout}", help=(f"layout is {' or '.join(LAYOUTS)}",))
+    served = layout == "triton"
+    if served:
+        check_layout(kind, name)
+    top = Path(out) / name if served else Path(out)  # a repository may hold other models
+    check_free(top, force=force)
     if fold not in FOLDS:
         raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
     target.check(graph)
-    constants = fold != "none" and target.merges
-    program, _ = folded(graph, merge=target.merges and merged(graph, fold), constants=constants)
-    with staged(out, force=force) as partial:
-        file = target.write(program, partial, {"opset": opset, "applied": graph.meta.get(APPLIED)})
-        names = sorted(p.name for p in partial.iterdir())
+    stored = files_to_link(graph, target, weights, top)
+    program, _ = folded(
+        graph,
+        merge=target.merges and merged(graph, fold),
+        constants=fold != "none" and target.merges,
+        deferred=target.links,
+    )
+    source = stored or stored_of(graph)
+    places = in_place(program, graph, source) if source and target.links else {}
+    if not target.links:
+        fill(program)
+    needed = written(program, places if stored is not None else {})
+    check_disk(top, needed, f"exporting to {kind}")
+    with staged(top, force=force) as partial:
+        folder = partial / VERSION if served else partial
+        folder.mkdir(exist_ok=True)
+        options = {
+            "opset": opset, "link": stored is not None, "places": places,
+            "applied": graph.meta.get(APPLIED),
+        }  # fmt: skip
+        file = target.write(program, folder, options)
+        for own in target.ships:
+            shutil.copyfile(own, folder / own.name)
+        known = {p.name: h for p, h in stored.sha256.items()} if stored else {}
         facts = {
             "format_version": FORMAT,
             "kind": kind,
             "file": file,
             "opset": opset,
+            "dtype": str(next(program.parameters()).dtype).removeprefix("torch."),
+            "weights": "link" if stored is not None else "copy",
+            "session": target.session_options(linked=stored is not None),
             "inputs": [described(i) for i in program.signature.inputs],
             "outputs": [described(o) for o in program.signature.outputs],
             "peft": [n for n, _ in program.peft_parameters()],
-            "sha256": {n: sha256(partial / n) for n in names},
+            "files": {p.name: file_facts(p, known) for p in sorted(folder.iterdir())},
             "versions": {p: importlib.metadata.version(p) for p in ("peftc", "torch")},
         }
-        (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return Exported(out, kind, file, tuple([*names, FACTS]), facts)
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if served:
+            dtypes = [v.meta["val"].dtype for v in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+            text = config(kind, name, file, program.signature, dtypes)
+            (partial / CONFIG).write_text(text, encoding="utf-8")
+    return Exported(top / VERSION if served else top, kind, file, (*facts["files"], FACTS), facts)
+
+
+def written(program: Program, linked: Collection[str]) -> int:
+    """The bytes of the weights that are about to be written."""
+    return sum(p.nbytes for n, p in program.named_parameters() if n not in linked)
+
+
+def file_facts(path: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    """What a file is recognised by: its size, a fingerprint, its SHA-256."""
+    return {
+        "bytes": path.stat().st_size,
+        "fingerprint": fingerprint(path),
+        "sha256": known.get(path.name) or sha256(path),
+    }
+
+
+def files_to_link(
+    graph: Program, target: Backend, weights: str | None, out: Path
+) -> StoredWeights | None:
+    """The base's files, where the export is to point into them; None for weights of its own."""
+    if weights not in (None, "link", "copy"):
+        raise error("E409", f"weights: {weights}", help=("weights is link or copy",))
+    if weights == "copy" or not target.links:
+        if weights == "link":
+            raise error(
+                "E409",
+                f"{target.kind} keeps its weights in its own file",
+                help=("only onnx can link them", "leave --weights out"),
+            )
+        return None
+    stored = base_files(graph)
+    if weights == "link" and stored is None:
+        raise error(
+            "E410",
+            "there is no file to link: the base is in memory alone, or its file was changed",
+            help=("--weights copy writes the weights",),
+        )
+    if stored is None or (weights is None and not linkable(stored, out)):
+        return None
+    return stored
 
 
 def merged(graph: Program, fold: str) -> bool | list[str]:
@@ -90,6 +176,9 @@ def read_export(folder: str | Path) -> Exported:
         PeftcError: E308 where the folder is no export, E303 for a damaged or missing file.
     """
     folder = Path(folder)
+    if not (folder / FACTS).is_file():  # a Triton repository, or a model of one, with one version
+        inside = [*folder.glob(f"{VERSION}/{FACTS}"), *folder.glob(f"*/{VERSION}/{FACTS}")]
+        folder = inside[0].parent if len(inside) == 1 else folder
     facts = read_facts(folder / FACTS, "export", "peftc export DIR --to onnx")
-    check_intact(folder, facts["sha256"], FACTS)
-    return Exported(folder, facts["kind"], facts["file"], tuple(facts["sha256"]), facts)
+    check_intact(folder, {n: f["sha256"] for n, f in facts["files"].items()}, FACTS)
+    return Exported(folder, facts["kind"], facts["file"], tuple(facts["files"]), facts)

@@ -1,34 +1,57 @@
-"""ONNX: one small graph file, and the weights beside it under their state_dict names."""
+"""ONNX: a small graph file over the base's own weights file, or over a copy of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from peftc import runtime
 from peftc.backends.base import Backend
 from peftc.backends.lower import axis_symbols, lowered
-from peftc.capture.program import Program
+from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
+from peftc.capture.program import PEFT_PREFIX, Program
+from peftc.capture.stored import Stored
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
+from peftc.passes.base import settled
 
 OPSETS = (20, 24)  # 23 has a faulty Attention conversion, at 25 the CPU kernels are inlined
-FILE, WEIGHTS = "model.onnx", "model.onnx.data"
+FILE = "model.onnx"
+IN_PLACE = {
+    "optimization.disable_specified_optimizers": "ConstantFolding",
+    "session.disable_prepacking": "1",
+}
+SMALL = 1024  # bytes: smaller constants that are no weights stay in the graph file
 
 
 class Onnx(Backend):
-    """`model.onnx` with dynamic axes, and `model.onnx.data` with every weight.
+    """`model.onnx` with dynamic axes, and its weights under their state_dict names.
 
-    The exporter's own optimiser is not used: it renames and transposes weights, and merges equal
-    ones, so that zero-initialised tensors of several layers would become one.
+    With `link` frozen weights stay where they are, in the base's own `model.safetensors`, which
+    the folder gets as a hard link; what was inserted or changed is in `peft.safetensors`.
+    Otherwise both files are written. The exporter's own optimiser is not used: it renames and
+    transposes weights, and merges equal ones, so that zero-initialised tensors of several layers
+    would become one.
     """
 
     kind: ClassVar[str] = "onnx"
     extra: ClassVar[str | None] = "onnx"
+    links: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir", "onnxruntime")
     runner: ClassVar[Path] = Path(__file__).parent / "runners" / "run_onnx.py"
+    ships: ClassVar[tuple[Path, ...]] = (Path(runtime.__file__),)
+
+    def session_options(self, *, linked: bool) -> dict[str, str]:
+        """With linked weights ONNX Runtime is to make no copies of them.
+
+        It would fold a transposed copy of every linear weight, and pack each once more for its
+        kernels. Packing can be switched on again: it costs the memory and gains speed.
+        """
+        return dict(IN_PLACE) if linked else {}
 
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the graph and its weights.
@@ -60,12 +83,65 @@ class Onnx(Backend):
                 output_names=[o.name for o in signature.outputs],
             )
         model = made.model  # type: ignore[union-attr]
+        places: Mapping[str, Stored] = options.get("places") or {}
         name_axes(model, axis_symbols(exported, program))
+        for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
+            model.graph.initializers[name].const_value = None  # no pass may read a weight
         simplify(model)
         strip(model)
-        ir.save(model, folder / FILE, external_data=WEIGHTS)
-        onnx.checker.check_model(str(folder / FILE))
+        linked = bool(options.get("link"))
+        settle(model, program, folder, places, linked=linked)
+        ir.save(model, folder / FILE)
+        files = {places[n].file for n in places if n in model.graph.initializers}
+        with standing_in(files if linked else (), folder):
+            onnx.checker.check_model(str(folder / FILE))
+        if linked:
+            link(files, folder)
         return FILE
+
+
+def settle(
+    model: Any, program: Program, folder: Path, places: Mapping[str, Stored], *, linked: bool
+) -> None:
+    """Write what the graph's initializers are made of, and point them there."""
+    files: dict[str, dict[str, Source]] = {}
+    named = dict(program.named_parameters()) | dict(program.named_buffers())
+    for name, value in model.graph.initializers.items():
+        if name in places:
+            place = places[name]
+            if linked:
+                point(value, place, place.file.name)
+                continue
+            source = Source(named[name].dtype, place.shape, place)
+        elif name in named:
+            tensor = named[name]
+            give = partial(settled, program, name)
+            source = Source(tensor.dtype, tuple(tensor.shape), give)
+        elif value.const_value.nbytes < SMALL:
+            continue
+        else:
+            array = torch.from_numpy(value.const_value.numpy())
+            source = Source(array.dtype, tuple(array.shape), lambda array=array: array)
+        own = linked or name.startswith(PEFT_PREFIX)
+        files.setdefault(PEFT if own else BASE, {})[name] = source
+    for file, sources in files.items():
+        for name, place in write(folder / file, sources).items():
+            point(model.graph.initializers[name], place, file)
+
+
+def point(value: Any, place: Stored, location: str) -> None:
+    """Let an initializer be the bytes at `place`."""
+    import onnx_ir as ir
+
+    value.const_value = ir.ExternalTensor(
+        location,
+        place.offset,
+        place.length,
+        value.dtype,
+        shape=ir.Shape(place.shape),
+        name=value.name,
+        base_dir=place.file.parent,
+    )
 
 
 def name_axes(model: Any, names: Mapping[str, str]) -> None:

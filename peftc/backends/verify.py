@@ -18,6 +18,7 @@ from peftc.backends.base import Exported, backend
 from peftc.backends.export import read_export
 from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
+from peftc.capture.streaming import run_flat
 from peftc.diagnostics import error
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
@@ -69,7 +70,9 @@ class Report:
         }
 
 
-def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) -> Report:
+def verify(
+    graph: Program, folder: str | Path | Exported, *, tolerance: float = TOLERANCE
+) -> Report:
     """Run the exported file in a process of its own and compare it with `graph`.
 
     That process imports the file's runtime and not peftc. Every position is compared, those of
@@ -78,7 +81,7 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
     Raises:
         PeftcError: E303 for a damaged file, E406 where its runtime cannot run it.
     """
-    exported = read_export(folder)
+    exported = folder if isinstance(folder, Exported) else read_export(folder)
     backend(exported.kind).check_installed()
     sizes = [
         sound_sizes(
@@ -97,10 +100,11 @@ def verify(graph: Program, folder: str | Path, *, tolerance: float = TOLERANCE) 
         real = backend(exported.kind).real_only
         masks.append([v for n, v in values.items() if real and n.endswith("attention_mask")])
         with torch.no_grad():
-            wanted.append([t.cpu() for t in graph.flat(*(v.to(device) for v in values.values()))])
+            found = run_flat(graph, [v.to(device) for v in values.values()])
+            wanted.append([t.cpu() for t in found])
     graph.train(training)
-    got = run(exported, cases, len(sizes), graph)
     names = [o.name for o in graph.signature.outputs]
+    got = run(exported, cases, len(sizes), names, graph)
     rows = tuple(
         compared(size, name, a, b, mask)
         for size, ours, theirs, mask in zip(sizes, wanted, got, masks, strict=True)
@@ -123,16 +127,20 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
 
 
 def run(
-    exported: Exported, cases: dict[str, np.ndarray], count: int, graph: Program
+    exported: Exported,
+    cases: dict[str, np.ndarray],
+    count: int,
+    keys: Sequence[str],
+    graph: Program | None = None,
 ) -> list[list[Tensor]]:
-    """The outputs of the exported file for every case, from a process of its own."""
+    """The outputs called `keys` of the file for every case, from a process of its own."""
     target = backend(exported.kind)
     with tempfile.TemporaryDirectory(prefix="peftc-verify-") as folder:
         inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(inputs, **cases)  # type: ignore[arg-type]
         # -P: the script's own folder is not on its path.
         files = (exported.file, str(inputs), str(outputs))
-        more = target.arguments(graph, Path(folder))
+        more = target.arguments(graph, Path(folder)) if graph is not None else ()
         command = [sys.executable, "-P", str(target.runner), *files, *more]
         done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
         if done.returncode != 0:
@@ -144,8 +152,7 @@ def run(
                 help=("export again, with another --opset for ONNX",),
             )
         with np.load(outputs) as file:
-            keys = [o.name for o in graph.signature.outputs]
-            flat = f"0/{keys[0]}" in file.files
+            flat = count and f"0/{keys[0]}" in file.files
             return [
                 [torch.from_numpy(file[f"{k}/{n if flat else j}"]) for j, n in enumerate(keys)]
                 for k in range(count)

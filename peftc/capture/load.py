@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from peftc.capture.fake import without_weights
 from peftc.diagnostics import error
 
 # The names people give tasks, and transformers' own factory for each.
@@ -38,11 +39,13 @@ def load_model(
     trust_remote_code: bool = False,
     weights: bool = True,
     random_weights: bool = False,
+    fake: bool = False,
 ) -> Any:
     """Load a model: a folder, a hub name, or a config object.
 
-    Without `weights` the tensors are meta tensors and no weights are read. `labels` is a number
-    or names with commas. `architecture` and `config` name the very class and settings, as a lock
+    Without `weights` the tensors are meta tensors and no weights are read; with `fake` the
+    parameters are fake tensors on the CPU, and buffers are real. `labels` is a number or names
+    with commas. `architecture` and `config` name the very class and settings, as a lock
     file does.
 
     Raises:
@@ -65,6 +68,9 @@ def load_model(
     factory = factory_of(settings, task, architecture, transformers)
     kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
     wanted = getattr(torch, dtype) if dtype else None
+    if fake:
+        options = {**kwargs, "dtype": wanted or settings.dtype or torch.float32}
+        return without_weights(lambda: built(factory, settings, options)).eval()
     if source is None or not weights or (random_weights and not has_weights(source)):
         device = "cpu" if random_weights or (source is None and weights) else "meta"
         with torch.random.fork_rng(devices=[]), torch.device(device):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensor
-
 from peftc.capture.attention_dropout import lift_attention_dropout
 from peftc.capture.check import check_sizes
+from peftc.capture.fake import has_numbers
 from peftc.capture.inputs import example_for
 from peftc.capture.normalise import normalise
 from peftc.capture.program import Program
@@ -33,6 +32,4 @@ def capture(model: Any, *, static_length: int | None = None) -> Program:
 
 def has_data(model: Any) -> bool:
     """Whether every parameter holds numbers: none is a meta or fake tensor."""
-    return all(
-        p.device.type != "meta" and not isinstance(p, FakeTensor) for p in model.parameters()
-    )
+    return all(has_numbers(p) for p in model.parameters())

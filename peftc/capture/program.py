@@ -17,6 +17,7 @@ from peftc.capture.loss import decoder_inputs, loss_of
 from peftc.diagnostics import error
 
 SIGNATURE = "peftc.signature"  # the key of the Signature in a Program's meta
+STORED = "peftc.stored"  # the key of where the frozen weights are on disk, in a Program's meta
 LABELS = ("labels", "start_positions", "end_positions")
 PEFT_PREFIX = "peft."  # inserted pieces are submodules named peft.<insertion id>.<site>
 
@@ -138,7 +139,10 @@ class Program(fx.GraphModule):
             targets = {
                 n: copy.deepcopy(t) if isinstance(t, nn.Module) else t for n, t in targets.items()
             }
-        return build(targets, graph, replace(self.signature))
+        made = build(targets, graph, replace(self.signature))
+        if STORED in self.meta:
+            made.meta[STORED] = self.meta[STORED]
+        return made
 
     def peft_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The inserted parameters, by name."""

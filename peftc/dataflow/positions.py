@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
+from peftc.capture.fake import has_numbers
 from peftc.capture.program import attribute
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.site import Position
@@ -107,7 +107,7 @@ def is_count(facts: Facts, node: fx.Node, rows: object) -> bool:
     value = attribute(facts.program, str(node.target)).flatten()
     if value.numel() < 2:
         return False
-    if value.device.type == "meta" or isinstance(value, FakeTensor):
+    if not has_numbers(value):
         return not isinstance(rows, int) or value.numel() <= rows
     return bool(torch.equal(value, torch.arange(value.numel(), device=value.device)))
 

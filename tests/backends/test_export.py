@@ -78,9 +78,9 @@ def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
     report = peftc.verify(graph, tmp_path / "out")
     assert not report.ok
     assert report.difference > 1e-3
-    data = tmp_path / "out" / "model.onnx.data"
+    data = tmp_path / "out" / "model.safetensors"
     data.write_bytes(data.read_bytes()[:-8])
-    with pytest.raises(PeftcError, match=r"error\[E303\].*model.onnx.data is damaged"):
+    with pytest.raises(PeftcError, match=r"error\[E303\].*model.safetensors is damaged"):
         peftc.verify(graph, tmp_path / "out")
 
 

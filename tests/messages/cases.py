@@ -22,6 +22,7 @@ import zoo
 
 import peftc
 from peftc.capture import capture
+from peftc.capture.fake import has_numbers
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.plan_file import config_hash
 
@@ -113,7 +114,7 @@ def looks_of(model: Any) -> tuple[str, ...]:
     """What two equal models have in common; without weights the last part is empty."""
     config = config_hash(model.config)
     first = next(model.parameters())
-    return type(model).__name__, config, "" if first.is_meta else str(first.sum().item())
+    return type(model).__name__, config, str(first.sum().item()) if has_numbers(first) else ""
 
 
 def said(code: str, mistake: Callable[[Here], Any], here: Here) -> list[Diagnostic]:

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import peftc
 from peftc.artifact import LOCK, TENSORS
+from peftc.capture import capture
+from peftc.capture.fake import without_weights
+from peftc.capture.stored import own_copy
 from peftc.interop.importing import opened
 from peftc.plan_file import check_plan
 
@@ -154,6 +157,21 @@ def _(here: Here):
 @case("E309", "a base that was made in Python")
 def _(here: Here):
     peftc.load(here.artifact(reference=None))
+
+
+@case("E303", "a base whose weights file stopped early")
+def _(here: Here):
+    here.artifact(reference="cut")
+    Path("cut").mkdir()
+    Path("cut/config.json").write_bytes(Path("model/config.json").read_bytes())
+    Path("cut/model.safetensors").write_bytes(Path("model/model.safetensors").read_bytes()[:9000])
+    peftc.load("out", weights=False)
+
+
+@case("E315", "numbers of a graph without weights")
+def _(here: Here):
+    graph = capture(without_weights(lambda: zoo.build(*here.family)))
+    own_copy(graph, "bert.embeddings.word_embeddings.weight")
 
 
 LORA = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["query"]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from messages.modeling_odd import OddConfig, OddModel
 
 import peftc
 from peftc.backends.export import FACTS
+from peftc.backends.weights import link
 from peftc.capture import capture
 from peftc.capture.program import Program
 from peftc.files import FORMAT
@@ -86,7 +89,8 @@ def _(here: Here):
 def _(here: Here):
     Path("out").mkdir()
     Path("out/model.onnx").write_bytes(b"none")
-    facts = {"kind": "onnx", "file": "model.onnx", "sha256": {}, "format_version": FORMAT}
+    facts = {"kind": "onnx", "file": "model.onnx", "files": {}, "format_version": FORMAT}
+    facts["session"] = {}
     Path("out", FACTS).write_text(json.dumps(facts))
     peftc.verify(graph(here), "out")
 
@@ -99,3 +103,37 @@ def _(here: Here):
 @case("E408", "what another library cannot express")
 def _(here: Here):
     peftc.export(peftc.apply("pfeiffer", here.program), "peft", "exported")
+
+
+@case("E410", "a base in memory alone")
+def _(here: Here):
+    peftc.export(graph(here), "onnx", "onnx", weights="link")
+
+
+@case("E410", "an output on another disk")
+def _(here: Here):
+    def elsewhere(*_paths):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    here.monkeypatch.setattr(os, "link", elsewhere)
+    link([Path("model/model.safetensors")], Path("out"))
+
+
+@case("E409", "weights")
+def _(here: Here):
+    peftc.export(graph(here), "onnx", "onnx", weights="symlink")
+
+
+@case("E409", "linked weights in a format that has its own")
+def _(here: Here):
+    peftc.export(graph(here), "torchscript", "out", weights="link")
+
+
+@case("E409", "a layout")
+def _(here: Here):
+    peftc.export(graph(here), "onnx", "out", layout="tritn")
+
+
+@case("E409", "a name that Triton does not take")
+def _(here: Here):
+    peftc.export(graph(here), "onnx", "out", layout="triton", name="a/b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from peftc.cli.options import Force, Json, Only, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
+LARGE = 1_000_000_000  # bytes; more is compared with the graph only on request
 
 
 def export(
@@ -21,6 +22,22 @@ def export(
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
     fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ONNX: link (into the base's files, the default) or copy."),
+    ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify", help="Compare the file with the graph; if left out, up to 1 GB."
+        ),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="folder; triton: OUT is a Triton model repository.")
+    ] = "folder",
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in Triton; ARTIFACT's if left out.")
+    ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
@@ -35,29 +52,65 @@ def export(
 
     backend(to).check_installed()
     out = out or artifact / to
-    check_free(out, force=force)
+    if layout != "triton":  # a repository may hold other models
+        check_free(out, force=force)
     import peftc
     from peftc.cli.verbs.verify import load_quietly
 
+    # What can point into the base's own files needs none of its numbers.
+    numbers = not backend(to).links
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
     with progress(f"exporting to {to}"):
-        exported = peftc.export(graph, to, out, fold=fold, opset=opset, force=force)
-    with progress("verifying"):
-        report = peftc.verify(graph, out, tolerance=tol)
+        exported = peftc.export(
+            graph, to, out, fold=fold, opset=opset, weights=weights, layout=layout,
+            name=name or artifact.resolve().name, force=force,
+        )  # fmt: skip
+    size = sum(f["bytes"] for f in exported.facts["files"].values())
+    report, unchecked = None, ""
+    if check or (check is None and size <= LARGE and runs_here(exported)):
+        with progress("verifying"):
+            report = peftc.verify(graph, exported.folder, tolerance=tol)
+    elif check is None:
+        with progress("loading the file"):
+            unchecked = loaded_only(exported, size)
     if json:
         emit(
             {
-                "ok": report.ok,
-                "out": str(out),
+                "ok": report is None or report.ok,
+                "out": str(exported.folder),
                 "export": dict(exported.facts),
-                "verify": report.to_json(),
+                "verify": report.to_json() if report else None,
             }
         )
     else:
-        say(f"wrote {out}/")
-        for name in exported.files:
-            say(f"   {name:<20}{(out / name).stat().st_size:>14,} bytes")
-        print_report(report)
-    if not report.ok:
+        say(f"wrote {exported.folder}/")
+        for file in exported.files:
+            path = exported.folder / file
+            linked = "  linked" if path.stat().st_nlink > 1 else ""
+            say(f"   {file:<20}{path.stat().st_size:>16,} bytes{linked}")
+        if report:
+            print_report(report)
+        elif unchecked:
+            say(unchecked)
+    if report is not None and not report.ok:
         raise typer.Exit(6)
+
+
+def runs_here(exported: Any) -> bool:
+    """Whether a runtime on this machine computes in the dtype of the weights."""
+    if exported.kind != "onnx" or exported.facts["dtype"] != "bfloat16":
+        return True
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def loaded_only(exported: Any, size: int) -> str:
+    """Let the runtime open the file where it can; what was not checked, as a line."""
+    from peftc.backends.verify import run
+
+    if not runs_here(exported):
+        return "not verified: ONNX Runtime has no bfloat16 on the CPU"
+    run(exported, {}, 0, ())
+    return f"it loads; not compared with the graph, since it has {size:,} bytes: --verify does that"

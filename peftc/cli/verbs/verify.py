@@ -25,11 +25,15 @@ def verify(
 ) -> None:
     """Run an exported file with its own runtime and compare it with the artifact's graph."""
     import peftc
+    from peftc.backends import backend
+    from peftc.backends.export import read_export
 
+    opened = read_export(exported)
+    numbers = not backend(opened.kind).links
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
     with progress("verifying"):
-        report = peftc.verify(graph, exported, tolerance=tol)
+        report = peftc.verify(graph, opened, tolerance=tol)
     if json:
         emit(report.to_json())
     else:
@@ -45,6 +49,7 @@ def load_quietly(
     *,
     without: str | None = None,
     insertion: str | None = None,
+    weights: bool = True,
 ) -> Any:
     """Load an artifact onto a device, without transformers' own chatter.
 
@@ -69,7 +74,7 @@ def load_quietly(
 
         # Captured where it will run: constants of the graph are made on the model's device.
         base = base_model(lock, artifact, model).to(place)
-    graph = peftc.load(artifact, base)
+    graph = peftc.load(artifact, base, weights=weights)
     return graph if without is None else peftc.without(graph, without, insertion)
 
 

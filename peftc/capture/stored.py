@@ -1,0 +1,264 @@
+"""Weights as they lie in safetensors files: where each is, its digest, its numbers on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from peftc.capture.program import STORED, Program, attribute
+from peftc.diagnostics import error
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+CHUNK = 1 << 20  # bytes read at a time: a digest needs no more memory than this
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: `length` bytes from `offset` on, counted from the file's start."""
+
+    file: Path
+    dtype: torch.dtype | None  # None for one that torch cannot compute with
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        if self.dtype is None:
+            raise error("E315", f"{self.file}: a tensor of a dtype that is not known")
+        if not self.length:
+            return torch.empty(self.shape, dtype=self.dtype)
+        data = bytearray(self.length)
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            file.readinto(data)
+        return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+
+
+@dataclass
+class StoredWeights:
+    """The tensors of one file, or of several shards, and the names that a graph gives them."""
+
+    files: tuple[Path, ...]
+    tensors: dict[str, Stored]
+    names: dict[str, str] = field(default_factory=dict)  # of the state_dict -> of the files
+    digests: dict[str, str] = field(default_factory=dict)
+    sha256: dict[Path, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> Stored | None:
+        """Where the weight of this state_dict name is, or None."""
+        key = self.names.get(name)
+        return None if key is None else self.tensors[key]
+
+    def dtypes_of(self, name: str) -> set[str]:
+        """The dtypes of the tensors that a state_dict name can mean, as a lock names them."""
+        return {
+            str(t.dtype).removeprefix("torch.")
+            for k, t in self.tensors.items()
+            if k == name or fits(name, k)
+        }
+
+    def digest(self, name: str) -> str:
+        """The digest of the weight of this state_dict name; "" where no file has it."""
+        self.hash()
+        return self.digests.get(self.names.get(name, ""), "")
+
+    def hash(self) -> None:
+        """Read every file once, in small parts, for the digest of each tensor and of the file.
+
+        A tensor's digest is the SHA-256 of its dtype, shape and bytes, as in a lock.
+        """
+        for path in self.files:
+            if path in self.sha256:
+                continue
+            whole = hashlib.sha256()
+            inside = [(k, t) for k, t in self.tensors.items() if t.file == path]
+            with open(path, "rb") as file:
+                for key, t in sorted(inside, key=lambda item: item[1].offset):
+                    feed(file, t.offset - file.tell(), whole)
+                    one = hashlib.sha256(f"{t.dtype}{list(t.shape)}".encode())
+                    feed(file, t.length, whole, one)
+                    self.digests[key] = one.hexdigest()
+                feed(file, path.stat().st_size - file.tell(), whole)
+            self.sha256[path] = whole.hexdigest()
+
+    def match(self, wanted: Mapping[str, str]) -> list[str]:
+        """Name tensors by content: state_dict name -> digest; those that no file holds.
+
+        Neither prefixes, tied weights nor renamed tensors matter; of equal tensors the one of
+        the same name is taken.
+        """
+        self.hash()
+        by_digest: dict[str, list[str]] = {}
+        for key, digest in self.digests.items():
+            by_digest.setdefault(digest, []).append(key)
+        absent = []
+        for name, digest in wanted.items():
+            if self.digests.get(name) == digest:
+                self.names[name] = name
+            elif digest in by_digest:
+                self.names[name] = nearest(name, by_digest[digest])
+            else:
+                absent.append(name)
+        return absent
+
+    def same_name(self, name: str, shape: Iterable[int]) -> str | None:
+        """The only tensor whose name and shape fit a state_dict name, prefixes left aside."""
+        size = tuple(shape)
+        if name in self.tensors and self.tensors[name].shape == size:
+            return name
+        found = [k for k, t in self.tensors.items() if t.shape == size and fits(name, k)]
+        return found[0] if len(found) == 1 else None
+
+
+def feed(file: Any, count: int, *hashes: Any) -> None:
+    """Read `count` bytes and give them to every hash."""
+    while count > 0:
+        data = file.read(min(CHUNK, count))
+        if not data:
+            return
+        for one in hashes:
+            one.update(data)
+        count -= len(data)
+
+
+def fits(name: str, key: str) -> bool:
+    """Whether one name is the other behind a prefix."""
+    return name.endswith("." + key) or key.endswith("." + name)
+
+
+def nearest(name: str, keys: Collection[str]) -> str:
+    """Of tensors with the same content, the one whose name fits best."""
+    return next((k for k in keys if fits(name, k)), next(iter(keys)))
+
+
+def stored_weights(source: str | Path, revision: str | None = None) -> StoredWeights | None:
+    """The weights of a model folder, or of a hub name in the local cache; None without any.
+
+    Raises:
+        PeftcError: E303 for a damaged file.
+    """
+    files = weight_files(Path(source), revision)
+    tensors: dict[str, Stored] = {}
+    for path in files:
+        tensors |= read_index(path)
+    return StoredWeights(tuple(files), tensors) if files else None
+
+
+def weight_files(source: Path, revision: str | None) -> list[Path]:
+    """The safetensors file of a model, or its shards."""
+    if source.is_dir():
+        index, single = source / INDEX, source / SINGLE
+    else:
+        from transformers.utils.hub import cached_file
+
+        def cached(name: str) -> Path:
+            try:
+                found = cached_file(
+                    str(source), name, revision=revision, local_files_only=True,
+                    _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_connection_errors=False,
+                    _raise_exceptions_for_gated_repo=False,
+                )  # fmt: skip
+            except (OSError, ValueError):  # a folder that is gone is no hub name
+                found = None
+            return Path(found or name)
+
+        index, single = cached(INDEX), cached(SINGLE)
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, AttributeError) as cause:
+        raise error("E303", f"{index} cannot be read: {cause}") from cause
+    return [index.parent / name for name in dict.fromkeys(shards)]
+
+
+def read_index(path: Path) -> dict[str, Stored]:
+    """The header of a safetensors file: what is where.
+
+    Raises:
+        PeftcError: E303 where it is missing, is no safetensors file, or stops early.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError(f"its header should have {length:,} bytes, the file has {size:,}")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        result = {}
+        for key, facts in header.items():
+            first, last = facts["data_offsets"]
+            dtype = DTYPES.get(facts["dtype"])
+            result[key] = Stored(path, dtype, tuple(facts["shape"]), start + first, last - first)
+        end = max((t.offset + t.length for t in result.values()), default=start)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as cause:
+        why = getattr(cause, "strerror", None) or cause
+        raise error(
+            "E303", f"{path} cannot be read: {why}", help=("copy the model folder again",)
+        ) from cause
+    if end > size:
+        raise error(
+            "E303",
+            f"{path} is damaged: it has {size:,} bytes, its header says {end:,}",
+            help=("copy it again: a copy that stopped early looks like this",),
+        )
+    return result
+
+
+def fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
+    """Give persistent buffers what the files hold for them: statistics, position ids."""
+    saved = model.state_dict(keep_vars=True)
+    for name, buffer in list(model.named_buffers()):
+        key = stored.same_name(name, buffer.shape) if name in saved else None
+        if key is not None:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            value = stored.tensors[key].read().to(buffer.dtype)
+            parent._buffers[name.rpartition(".")[2]] = value
+
+
+def stored_of(program: Program) -> StoredWeights | None:
+    """Where the frozen weights of a graph are on disk, where that is known."""
+    return program.meta.get(STORED)
+
+
+def own_copy(program: Program, name: str) -> Tensor:
+    """The weight called `name` in memory of its own, read from disk where the graph's is fake.
+
+    Raises:
+        PeftcError: E315 where the graph was captured without weights and no file has this one.
+    """
+    value = attribute(program, name).detach()
+    return read(program, name, value) if isinstance(value, FakeTensor) else value.clone()
+
+
+def read(program: Program, name: str, value: Tensor) -> Tensor:
+    """The numbers of the fake weight `value`."""
+    stored = stored_of(program)
+    place = stored.get(name) if stored is not None else None
+    if place is None:
+        raise error(
+            "E315",
+            f"the numbers of {name} are needed, and the graph was captured without weights",
+            help=("load the model with its weights",),
+        )
+    return place.read().to(value.dtype)

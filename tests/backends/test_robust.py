@@ -1,0 +1,157 @@
+"""Full disks, killed runs, places that cannot be written: a clear error, the old output whole."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import linking
+import pytest
+import torch
+
+import peftc
+from peftc.backends import backend, weights
+from peftc.diagnostics import PeftcError
+from peftc.files import staged
+from peftc.runtime import DeploymentError, Session
+
+exporting = sys.modules["peftc.backends.export"]  # the package has a function of this name
+CASE = ("bert", "base", "prompt", False)
+
+
+@pytest.fixture
+def old(tmp_path):
+    """An output folder that must survive."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "mine").write_text("keep")
+    return folder
+
+
+def untouched(folder: Path) -> bool:
+    """Whether `folder` is as `old` made it, and nothing was left beside it."""
+    return [p.name for p in folder.iterdir()] == ["mine"] and [
+        p.name for p in folder.parent.iterdir()
+    ] == ["out"]
+
+
+def test_a_disk_that_becomes_full(old, monkeypatch):
+    def open_full(path, mode="r", *args, **kwargs):
+        return builtins.open("/dev/full" if "w" in mode else path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(weights, "open", open_full, raising=False)
+    large = weights.Source(torch.float32, (1 << 16,), lambda: torch.zeros(1 << 16))
+    with pytest.raises(PeftcError) as caught, staged(old, force=True) as partial:
+        weights.write(partial / "model.safetensors", {"w": large})
+    assert str(caught.value).startswith(f"error[E504]: the disk of {old} is full: ")
+    assert untouched(old)
+
+
+def test_a_disk_with_too_little_room_is_refused_before_the_work(old, monkeypatch):
+    monkeypatch.setattr("peftc.machine.free_disk", lambda _place: 1000)
+    with pytest.raises(PeftcError) as caught:
+        peftc.export(linking.weightless(*CASE), "onnx", old, weights="copy", force=True)
+    text = str(caught.value).splitlines()[0]
+    assert text.startswith("error[E501]: exporting to onnx needs ")
+    assert text.endswith("1.0 kB free")
+    assert untouched(old)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from peftc.files import staged
+with staged(Path(sys.argv[1]), force=True) as partial:
+    with open(partial / "model.safetensors", "wb") as file:
+        while True:
+            file.write(b"0" * 4096)
+            file.flush()
+            time.sleep(0.005)
+"""
+
+
+def test_a_killed_run_leaves_the_old_output_and_the_next_run_cleans_up(old):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(old)])
+    half = old.with_name("out.partial") / "model.safetensors"
+    end = time.monotonic() + 60
+    while not (half.is_file() and half.stat().st_size > 8192):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert half.is_file()
+    assert (old / "mine").read_text() == "keep"
+    with staged(old, force=True) as partial:
+        assert not list(partial.iterdir())
+        (partial / "mine").write_text("new")
+    assert untouched(old)
+
+
+def test_a_run_killed_between_its_renames_is_undone(old):
+    old.rename(old.with_name("out.old"))
+    with pytest.raises(PeftcError, match=r"error\[E306\]"), staged(old):
+        pass
+    assert untouched(old)
+
+
+def test_a_failing_rename_puts_the_old_output_back(old, monkeypatch):
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(5, os.strerror(5))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PeftcError, match=r"error\[E503\]"), staged(old, force=True):
+        pass
+    monkeypatch.undo()
+    assert untouched(old)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("keep")
+    thin = linking.weightless(*CASE)
+    with pytest.raises(PeftcError, match=r"error\[E503\]: cannot write to .*file/out: "):
+        peftc.export(thin, "onnx", tmp_path / "file" / "out", weights="copy")
+    assert (tmp_path / "file").read_text() == "keep"
+
+    def read_only(*_args, **_kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(PeftcError, match=r"error\[E503\].*out: Read-only file system"):
+        peftc.export(thin, "onnx", tmp_path / "out", weights="copy")
+
+
+def test_on_another_disk_the_default_is_a_copy(tmp_path, monkeypatch):
+    graph, target = linking.weightless(*CASE), backend("onnx")
+    assert exporting.files_to_link(graph, target, None, tmp_path / "new" / "out") is not None
+    monkeypatch.setattr(exporting, "linkable", lambda _stored, _out: False)
+    assert exporting.files_to_link(graph, target, None, tmp_path / "out") is None
+    assert exporting.files_to_link(graph, target, "link", tmp_path / "out") is not None
+
+
+def test_a_base_that_is_trained_further_after_the_export_is_refused(tmp_path):
+    folder = shutil.copytree(linking.linked(*CASE).folder, tmp_path / "deployed")
+    base = tmp_path / "model.safetensors"
+    (folder / "model.safetensors").rename(base)
+    (folder / "model.safetensors").hardlink_to(base)
+    Session(folder, check="full")
+    with open(base, "r+b") as file:
+        file.seek(1 << 14)
+        data = file.read()
+        file.seek(1 << 14)
+        file.write(bytes(b ^ 1 for b in data))
+    with pytest.raises(DeploymentError, match=r"E303.*model.safetensors is not the file that was"):
+        Session(folder)
+    with pytest.raises(PeftcError, match=r"error\[E303\].*model.safetensors is damaged"):
+        peftc.verify(linking.weightless(*CASE), folder)
