@@ -26,7 +26,7 @@ def model(kind: str, task: str) -> Any:
 
 
 @functools.cache
-def base(kind: str, task: str, shards: bool = False) -> Path:
+def base(kind: str, task: str, shards: bool) -> Path:
     """`model` as `save_pretrained` writes it, in one file or in several."""
     folder = home() / f"{kind}-{task}-{shards}"
     size = "12KB" if shards else "1GB"
@@ -35,7 +35,7 @@ def base(kind: str, task: str, shards: bool = False) -> Path:
 
 
 @functools.cache
-def artifact(kind: str, task: str, spec: str, shards: bool = False) -> tuple[Any, Path]:
+def artifact(kind: str, task: str, spec: str, shards: bool) -> tuple[Any, Path]:
     """(graph with weights, its folder): random pieces over `base`."""
     settings = {"tokens": 5} if spec in ("prefix", "prompt") else {}
     graph = peftc.apply(spec, model(kind, task), set=settings)
@@ -45,13 +45,13 @@ def artifact(kind: str, task: str, spec: str, shards: bool = False) -> tuple[Any
 
 
 @functools.cache
-def weightless(kind: str, task: str, spec: str, shards: bool = False) -> Any:
+def weightless(kind: str, task: str, spec: str, shards: bool) -> Any:
     """The artifact's graph, captured without reading the base into memory."""
     return peftc.load(artifact(kind, task, spec, shards)[1], weights=False)
 
 
 @functools.cache
-def linked(kind: str, task: str, spec: str, shards: bool = False) -> Any:
+def linked(kind: str, task: str, spec: str, shards: bool) -> Any:
     """Its export over the base's own files, nothing merged."""
     out = home() / f"{kind}-{spec}-linked"
     return peftc.export(weightless(kind, task, spec, shards), "onnx", out, fold="none")

@@ -252,7 +252,7 @@ def test_a_wrong_folder_or_argument_is_refused(deployed, tmp_path):
 
 def test_a_truncated_base_is_refused_before_anything_is_written(tmp_path):
     _, folder = linking.artifact(*CASES[3])
-    base = shutil.copytree(linking.base("bert", "base"), tmp_path / "base")
+    base = shutil.copytree(linking.base("bert", "base", False), tmp_path / "base")
     path = base / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(PeftcError, match=r"error\[E303\].*is damaged: it has .* its header says"):

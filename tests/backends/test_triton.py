@@ -85,7 +85,7 @@ def test_onnx_over_linked_weights(tmp_path):
         "pooler_output": ("TYPE_FP32", [24]),
     }
     assert (place / "other" / "1").is_dir()
-    base = linking.base("bert", "base") / "model.safetensors"
+    base = linking.base("bert", "base", False) / "model.safetensors"
     assert (exported.folder / "model.safetensors").samefile(base)
     assert peftc.verify(thin, place / "tiny-bert").ok
     output = Session(exported.folder)(input_ids=np.arange(12).reshape(2, 6))
