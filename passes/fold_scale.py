@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, add_module, after, call, call_module, pieces
 from peftc.pieces.base import Piece
-from peftc.pieces.gate import Gate
+from peftc.pieces.gate import Gate, Valve
 from peftc.pieces.pipe import Pipe
 from peftc.pieces.vector import Vector
 
@@ -23,6 +23,7 @@ class FoldScale(Pass):
     """Folds the scale of a sum, the factors of a gate and the scale steps of a pipe.
 
     gate(%h, piece(%x)), with its trained g  ->  add(mul(%h, 1 - g), piece'(%x)), piece' = g piece
+    A gate that reads something else is no constant.
     Left as they are where a piece has no parameters that come last.
     """
 
@@ -32,6 +33,9 @@ class FoldScale(Pass):
         """Scale the last layer of each piece, and drop what scaled it."""
         for _, pipe in pieces(program, Pipe):
             pipe.fold_scales()
+        for node, valve in pieces(program, Valve):
+            if not valve.reads:
+                self.scaled(program, node, valve.g.detach())
         for node, piece in pieces(program, Piece):
             total, delta = read_by(node)
             if total is None or total.target is not aten.add.Tensor:
@@ -40,9 +44,22 @@ class FoldScale(Pass):
             if alpha != 1 and total.args[1] is delta and piece.scale_output(torch.tensor(alpha)):
                 total.kwargs = {}
         for node, gate in pieces(program, Gate):
+            if gate.reads or isinstance(gate, Valve):
+                continue
             self.open_gate(program, node, gate.g.detach())
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
+
+    def scaled(self, program: Program, node: fx.Node, g: Tensor) -> None:
+        """G piece(%x)  ->  piece'(%x)."""
+        delta = node.args[0]
+        if not isinstance(delta, fx.Node) or delta.op != "call_module" or len(delta.users) > 1:
+            return
+        piece = attribute(program, str(delta.target))
+        factor = g.reshape(()) if len(g) == 1 else g
+        if isinstance(piece, Piece) and piece.scale_output(factor):
+            node.replace_all_uses_with(delta)
+            program.graph.erase_node(node)
 
     def open_gate(self, program: Program, node: fx.Node, g: Tensor) -> None:
         """A gate as a product with a vector and a sum, where its piece can take the factor."""

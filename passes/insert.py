@@ -24,8 +24,10 @@ class Insert(Pass):
 
     add:       %h  ->  add(%h, piece(%x), alpha=scale)
     multiply:  %h  ->  mul(%h, piece())
-    gate:      %h  ->  gate(%h, piece(%x))
+    gate:      %h  ->  gate(%h, piece(%x)[, %y])
+    add with a gate:   %h  ->  add(%h, gate(piece(%x)[, %y]), alpha=scale)
 
+    %y is what the gate reads.
     %x is what the insertion reads: "h" itself, "x", the input of the model's piece that makes h,
     or "stream", the value that the next block would read: h + residual, through the norm that
     follows the addition where there is one.
@@ -37,6 +39,8 @@ class Insert(Pass):
     reads: str
     compose: Any  # kind and options, as the spec has them
     reads_input: bool = True
+    gates: Sequence[Gate] = ()
+    gate_reads: str = "none"
 
     @property
     def name(self) -> str:
@@ -45,14 +49,15 @@ class Insert(Pass):
 
     def run(self, program: Program) -> None:
         """Insert each piece and redirect the readers of its h."""
-        for site, piece in zip(self.sites, self.pieces, strict=True):
-            self.insert(program, site, piece)
+        gates = self.gates or [None] * len(self.pieces)
+        for site, piece, gate in zip(self.sites, self.pieces, gates, strict=True):
+            self.insert(program, site, piece, gate)
 
-    def insert(self, program: Program, site: Site, piece: nn.Module) -> None:
+    def insert(self, program: Program, site: Site, piece: nn.Module, gate: Gate | None) -> None:
         """Insert one piece."""
         target = f"peft.{self.id}.{site.name}"
         h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
-        x = self.source(program, site, h, piece)
+        x = self.source(program, site, h, self.reads, piece) if self.reads_input else None
         add_module(program, target, piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
@@ -61,25 +66,58 @@ class Insert(Pass):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
             node = call_module(program, target, given, site.module)
-        delta = node
-        if weight is not None and weight.fused and site.h is weight.node:
-            delta = self.scattered(program, site, node, weight)
-        made = self.composed(program, site, h, delta, target)
+        made = node if gate is None else self.gated(program, site, h, node, x, gate, target)
+        if gate is None or self.compose.kind != "gate" or is_part(site):
+            delta = self.scattered(program, site, made, weight) if is_part(site) else made  # type: ignore[arg-type]
+            made = self.composed(program, site, h, delta)
         redirect(h, made, site.readers, own=site.own)
-        if self.reads == "x" and weight is not None:
-            weight.node.meta.setdefault("parallel", []).append(node)
+        if weight is not None:
+            beside = [node] if self.reads == "x" else []
+            if self.gate_reads == "x":
+                beside += [n for n in node.users if n.target == f"{target}_gate"]
+            weight.node.meta.setdefault("parallel", []).extend(beside)
 
-    def source(self, program: Program, site: Site, h: fx.Node, piece: nn.Module) -> fx.Node | None:
-        """The node that the piece reads; None for a piece that reads nothing."""
-        if not self.reads_input:
-            return None
-        if self.reads == "x" and site.x is not None:
+    def source(
+        self, program: Program, site: Site, h: fx.Node, reads: str, piece: nn.Module | None
+    ) -> fx.Node:
+        """The node that the piece or the gate reads."""
+        if reads == "x" and site.x is not None:
             return current(site.x)
-        if self.reads == "x" and site.lookup is not None and getattr(piece, "looks_up", False):
+        if reads == "x" and site.lookup is not None and getattr(piece, "looks_up", False):
             return site.lookup.ids
-        if self.reads == "stream" and site.stream is not None:
+        if reads == "stream" and site.stream is not None:
             return joined(program, site, h, current(site.stream))
-        return h
+        return own_rows(program, site, h)
+
+    def gated(
+        self,
+        program: Program,
+        site: Site,
+        h: fx.Node,
+        delta: fx.Node,
+        x: fx.Node | None,
+        gate: Gate,
+        target: str,
+    ) -> fx.Node:
+        """The delta behind its gate: what is added to h, or for `gate` what h becomes.
+
+        At a part of a fused projection also that is a difference, to be added at its rows.
+        """
+        given: tuple[fx.Node, ...] = (delta,)
+        if gate.reads and self.gate_reads == self.reads and x is not None:
+            given = (delta, x)
+        elif gate.reads:
+            given = (delta, self.source(program, site, h, self.gate_reads, None))
+        convex = self.compose.kind == "gate"
+        own = own_rows(program, site, h) if convex else None
+        given = given if own is None else (own, *given)
+        add_module(program, f"{target}_gate", gate)
+        with after(*given):
+            node = call_module(program, f"{target}_gate", given, site.module)
+        if own is None or not is_part(site):
+            return node
+        with after(node):
+            return call(program, aten.sub.Tensor, (node, own), site.module)
 
     def linear_parts(
         self, program: Program, site: Site, h: fx.Node, piece: nn.Module
@@ -131,20 +169,37 @@ class Insert(Pass):
             node = finish(program, program.graph.get_attr(name), path)
             return call(program, aten.index_select.default, (padded, -1, node), path)
 
-    def composed(
-        self, program: Program, site: Site, h: fx.Node, delta: fx.Node, target: str
-    ) -> fx.Node:
+    def composed(self, program: Program, site: Site, h: fx.Node, delta: fx.Node) -> fx.Node:
         """H composed with the delta, as the spec says."""
-        kind, options, path = self.compose.kind, self.compose.options, site.module
+        path = site.module
         with after(h, delta):
-            if kind == "multiply":
+            if self.compose.kind == "multiply":
                 return call(program, aten.mul.Tensor, (h, delta), path)
-            if kind == "gate":
-                width = site.width if options.per == "channel" else None
-                add_module(program, f"{target}_gate", Gate(options.init, width))
-                return call_module(program, f"{target}_gate", (h, delta), path)
-            scale = {} if options.scale == 1 else {"alpha": float(options.scale)}
+            factor = float(getattr(self.compose.options, "scale", 1))
+            scale = {} if factor == 1 else {"alpha": factor}
             return call(program, aten.add.Tensor, (h, delta), path, **scale)
+
+
+def is_part(site: Site) -> bool:
+    """Whether h is a fused projection of which the site is a part."""
+    return site.weight is not None and site.weight.fused and site.h is site.weight.node
+
+
+def own_rows(program: Program, site: Site, h: fx.Node) -> fx.Node:
+    """The features of h that are the site's: all of them, but for a part of a projection."""
+    weight = site.weight
+    if weight is None or not is_part(site):
+        return h
+    rows = weight.rows
+    if rows == tuple(range(rows[0], rows[-1] + 1)):
+        with after(h):
+            return call(program, aten.slice.Tensor, (h, -1, rows[0], rows[-1] + 1), site.module)
+    name = f"{h.name}_part_{site.name}"
+    program.register_buffer(name, torch.tensor(rows))
+    with after(h):
+        index = finish(program, program.graph.get_attr(name), site.module)
+    with after(index):
+        return call(program, aten.index_select.default, (h, -1, index), site.module)
 
 
 def joined(program: Program, site: Site, h: fx.Node, stream: fx.Node) -> fx.Node:
@@ -165,7 +220,13 @@ def joined(program: Program, site: Site, h: fx.Node, stream: fx.Node) -> fx.Node
 
 
 def following_norm(site: Site) -> fx.Node | None:
-    """The norm that alone reads h's residual sum (post-norm blocks), or None."""
+    """The norm that alone reads h's residual sum, or None.
+
+    None also where the block starts with a norm: behind its last sum stands the stack's own.
+    """
+    before = [] if site.stream is None else [*site.stream.users, *current(site.stream).users]
+    if any(n.target is aten.layer_norm.default for n in before):
+        return None
     for add in site.readers:
         readers = list(add.users)
         if len(readers) == 1 and readers[0].target is aten.layer_norm.default:

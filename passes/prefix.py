@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.dataflow.site import Attention, Position
+from peftc.dataflow.site import Attention, Position, Site
 from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
 from peftc.passes.cached_mask import cached_mask
-from peftc.passes.values import refresh
-from peftc.passes.written_attention import attend_beside
+from peftc.passes.values import refresh, set_value
+from peftc.passes.written_attention import END, attend_beside
+from peftc.pieces.gate import Valve
 from peftc.pieces.prefix import Prefix, Reparameterization
 
 aten = torch.ops.aten
@@ -41,6 +42,8 @@ class InsertPrefix(Pass):
     tokens: int
     reparam: Reparameterization | None = None
     cached: bool = False
+    gates: Sequence[Valve] = ()
+    queries: Sequence[Site] = ()  # with gates: of each attention, which read what its gate reads
 
     @property
     def name(self) -> str:
@@ -48,7 +51,7 @@ class InsertPrefix(Pass):
         return f"insert peft.{self.id} ({len(self.attentions)} attentions)"
 
     def run(self, program: Program) -> None:
-        """Insert the prefix at every attention."""
+        """Insert the prefix at every attention, behind a gate where it has one."""
         parts = self.shared_parts(program)
         masks: dict[fx.Node, fx.Node] = {}
         for n, (attention, piece) in enumerate(zip(self.attentions, self.pieces, strict=True)):
@@ -61,8 +64,11 @@ class InsertPrefix(Pass):
                 pair = call_module(program, target, (k, v, *given), path)
                 k_new = call(program, operator.getitem, (pair, 0), path)
                 v_new = call(program, operator.getitem, (pair, 1), path)
+            valve = self.valve(program, n, target) if self.gates else None
             if attention.scores is None:
                 self.join(program, attention, k_new, v_new, masks)
+                if valve is not None:
+                    self.split(program, attention, valve)
             elif self.cached:
                 raise error(
                     "E110",
@@ -70,8 +76,63 @@ class InsertPrefix(Pass):
                     help=("--attn sdpa, where the model has it", "mask: open"),
                 )
             else:
-                attend_beside(program, attention, k_new, v_new)
+                attend_beside(program, attention, k_new, v_new, valve)
         refresh(program)
+
+    def valve(self, program: Program, n: int, target: str) -> Callable[[fx.Node], fx.Node]:
+        """What puts a value (batch, heads, length, ...) of the n-th attention behind its gate."""
+        site, name = self.queries[n], f"{target}_gate"
+        if site.x is None or site.x.meta["val"].dim() != 3:
+            raise RuntimeError(f"{site.module} flattens its rows: a gate has no tokens to read")
+        x = current(site.x)
+        add_module(program, name, self.gates[n])
+
+        def behind(value: fx.Node) -> fx.Node:
+            with after(value, x):
+                node = call_module(program, name, (value, x), site.module)
+            if site.weight is not None:
+                site.weight.node.meta.setdefault("parallel", []).append(node)
+            return node
+
+        return behind
+
+    def split(
+        self, program: Program, attention: Attention, valve: Callable[[fx.Node], fx.Node]
+    ) -> None:
+        """Let each query see g P_k and g P_v, with a g of its own, in one kernel.
+
+        %o = sdpa(%q, [P_k; k], [P_v; v])
+          ->  %o = sdpa([%q, g %q], [[0, P_k]; [k, 0]], [[0, P_v]; [v, 0]]);  %o[v] + g %o[P_v]
+        """
+        node, path = attention.node, attention.module
+        q, k, v, *rest = node.args
+        width, out_width = attention.head_dim, attention.value_dim
+        gated = valve(q)  # type: ignore[arg-type]
+        with program.graph.inserting_before(node):
+            wide = call(program, aten.cat.default, ([q, gated], -1), path)
+            keys = self.apart(program, k, width, path)  # type: ignore[arg-type]
+            values = self.apart(program, v, out_width, path)  # type: ignore[arg-type]
+        node.args = (wide, keys, values, *rest)
+        if node.kwargs.get("scale") is None:
+            node.kwargs = {**node.kwargs, "scale": width**-0.5}
+        set_value(program, node)
+        users = list(node.users)
+        with after(node):
+            own = call(program, aten.slice.Tensor, (node, -1, 0, out_width), path)
+            seen = call(program, aten.slice.Tensor, (node, -1, out_width, 2 * out_width), path)
+        seen = valve(seen)
+        with after(own, seen):
+            total = call(program, aten.add.Tensor, (own, seen), path)
+        for user in users:
+            user.replace_input_with(node, total)
+
+    def apart(self, program: Program, joined: fx.Node, width: int, path: str) -> fx.Node:
+        """[P; k]  ->  [[0, P]; [k, 0]]: the prefix in features of its own."""
+        prefix = call(program, aten.slice.Tensor, (joined, 2, 0, self.tokens), path)
+        others = call(program, aten.slice.Tensor, (joined, 2, self.tokens, END), path)
+        prefix = call(program, aten.constant_pad_nd.default, (prefix, [width, 0], 0.0), path)
+        others = call(program, aten.constant_pad_nd.default, (others, [0, width], 0.0), path)
+        return call(program, aten.cat.default, ([prefix, others], 2), path)
 
     def join(
         self,

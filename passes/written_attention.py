@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,13 +31,20 @@ MASKING = {
 REDUCTIONS = {aten.logsumexp.default, aten.amax.default, aten.max.dim}
 
 
-def attend_beside(program: Program, attention: Attention, key: fx.Node, value: fx.Node) -> None:
+def attend_beside(
+    program: Program,
+    attention: Attention,
+    key: fx.Node,
+    value: fx.Node,
+    valve: Callable[[fx.Node], fx.Node] | None = None,
+) -> None:
     """Give a written-out attention a prefix: key, value are (1, heads, tokens, dim).
 
     %s = matmul(%q, %k); ...; %p = softmax(%m); %o = matmul(%p, %v)
       ->  %ps = scaled matmul(%q, %key^T); %p = softmax(cat([%ps, %m]))
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
+    `valve` puts what is (batch, heads, length, ...) behind a gate: both products with the prefix.
     Heads may be an axis of their own or flattened into the batch, (batch * heads, length, keys).
 
     Raises:
@@ -57,6 +65,8 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
         beside = call(program, aten.matmul.default, (q, turned), path)
         if (alpha := scores.kwargs.get("alpha", 1)) != 1:  # of baddbmm
             beside = call(program, aten.mul.Tensor, (beside, alpha), path)
+    beside = beside if valve is None else valve(beside)
+    with after(given, beside):
         line = steps(scores, given, attention)
         for step in line:
             beside = repeated(program, step, beside, attention)
@@ -83,6 +93,8 @@ def attend_beside(program: Program, attention: Attention, key: fx.Node, value: f
             mine = call(program, aten._to_copy.default, (mine,), path, dtype=dtype)
         mine = by_heads(program, mine, attention)
         extra = call(program, aten.matmul.default, (mine, value), path)
+    extra = extra if valve is None else valve(extra)
+    with program.graph.inserting_before(output) if valve is None else after(extra):
         extra = like(program, extra, output, attention)
     users = list(output.users)
     with after(output):

@@ -54,7 +54,7 @@ class Diagnostic:
             text, carets = excerpt(s, room)
             lines += [f"{margin}--> {s.file}:{s.line}:{s.column}", f"{margin} |"]
             lines.append(f"{number} | {text}".rstrip())
-            lines += wrapped(f"{margin} | {carets} ", self.label, width)
+            lines += wrapped(f"{margin} | {carets} ", self.label, width, f"{margin} |")
         for kind, texts in (("note", self.notes), ("help", self.help)):
             for text in texts:
                 lines += wrapped(f"{margin} = {kind}: ", text, width)
@@ -76,7 +76,7 @@ class Diagnostic:
         }
 
 
-def wrapped(head: str, text: str, width: int | None) -> list[str]:
+def wrapped(head: str, text: str, width: int | None, margin: str = "") -> list[str]:
     """`head` and `text` on one line, or on several that hang under the text's beginning."""
     text = visible(text)
     if width is None or len(head) + len(text) <= width or len(head) > width - 20:
@@ -84,7 +84,7 @@ def wrapped(head: str, text: str, width: int | None) -> list[str]:
     lines = textwrap.wrap(
         text, width - len(head), break_long_words=False, break_on_hyphens=False
     ) or [""]
-    hang = " " * len(head)
+    hang = margin.ljust(len(head))
     return [f"{head}{lines[0]}".rstrip(), *(hang + line for line in lines[1:])]
 
 

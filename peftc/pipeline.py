@@ -26,7 +26,7 @@ from peftc.passes.prompt import InsertPrompt
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
 from peftc.pieces.prefix import Reparameterization
-from peftc.planner import Plan, Planned, build_pieces
+from peftc.planner import Plan, Planned, build_gates, build_pieces, queries_of
 
 # What passes note on nodes for one another, and nothing after them reads.
 MARKS = ("replaced_by", "replaced_for", "parallel", "lengthens", "stale")
@@ -137,17 +137,30 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     """The passes of one insertion: which kind follows from how it composes."""
     insertion, sites = planned.insertion, plan.sites
     pieces = build_pieces(insertion, planned.places, sites)
+    gates = build_gates(insertion, planned.places, sites)
     move(pieces, planned, plan.sites.program)
+    move(gates, planned, plan.sites.program)
     options = insertion.delta.options
     if insertion.composition.kind == "attend":
         reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
         cached = options.mask == "cached"
-        return [InsertPrefix(insertion.id, planned.places, pieces, options.tokens, reparam, cached)]  # type: ignore[arg-type]
+        queries = [queries_of(p, sites) for p in planned.places] if gates else []  # type: ignore[arg-type]
+        return [
+            InsertPrefix(
+                insertion.id, planned.places, pieces, options.tokens, reparam, cached,  # type: ignore[arg-type]
+                gates, queries,  # type: ignore[arg-type]
+            )
+        ]  # fmt: skip
     if insertion.composition.kind == "prepend":
         return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
     reads = insertion.reads or "h"
     reads_input = piece_class(insertion.delta.kind).reads_input
-    return [Insert(insertion.id, planned.places, pieces, reads, insertion.composition, reads_input)]  # type: ignore[arg-type]
+    return [
+        Insert(
+            insertion.id, planned.places, pieces, reads, insertion.composition, reads_input,  # type: ignore[arg-type]
+            gates, insertion.gate.reads if gates else "none",  # type: ignore[arg-type]
+        )
+    ]  # fmt: skip
 
 
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:

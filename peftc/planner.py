@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftc.dataflow.select import explain_no_match, select
+from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
-from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.diagnostics import Diagnostic, PeftcError, Span
 from peftc.initial import problem as cannot_start
+from peftc.misfit import no_layers, no_match, nothing_to_unfreeze, partly, rank_too_large
 from peftc.pieces import piece_class
+from peftc.pieces.gate import Gate, Valve
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
 from peftc.spec import Insertion, Spec
 
@@ -123,27 +125,44 @@ def resolve(
     insertion = spec.insert[k]
     places: list[Site | Attention] = []
     counts: dict[str, int] = {}
+    unmatched: list[tuple[int, str, Any, str]] = []
     for j, at in enumerate(insertion.at):
         label = at if isinstance(at, str) else f"module: {at.module}"
         stack = insertion.stack
         if at == "embed.out" and stack == "any" and len(sites.embeddings) > 1:
             stack = sites.embeddings[0].site.stack  # a prompt goes to the encoder (Lester et al.)
+        key = "layers"
         try:
             found = select(sites, at, insertion.layers, stack)
+            key = "without"
             kept = kept_of(found, insertion, sites)
         except ValueError as cause:
-            problems.append(Diagnostic("E107", str(cause), spec.span("insert", k, "layers")))
-            continue
+            problems.append(no_layers(spec, k, key, str(cause), stack, sites))
+            return [], counts
         counts[label] = len(kept)
         places += [p for p in kept if p not in places]
-        if found:
-            continue
-        span = spec.span("insert", k, "at", j) or spec.span("insert", k, "at")
+        if not found:
+            unmatched.append((j, label, at, stack))
+        elif (note := partly(spec, k, found, sites, place_of(spec, k, j))) is not None:
+            notes.append(note)
+    for j, label, at, stack in unmatched:
+        span = place_of(spec, k, j)
         if insertion.optional:
-            notes.append(Diagnostic("W102", f"`{label}` matches nothing, and is optional", span))
+            help = ("`peftc sites MODEL` lists what this model has",)
+            message = f"`{label}` matches nothing, and is optional"
+            notes.append(Diagnostic("W102", message, span, "left out", help=help))
         else:
-            problems.append(no_match(insertion, label, at, sites, span))
+            problems.append(no_match(insertion, label, at, stack, sites, counts, span))
     return places, counts
+
+
+def place_of(spec: Spec, k: int, j: int) -> Span | None:
+    """Where an entry of `at` is written: its role, or the glob of a module."""
+    at = ("insert", k, "at")
+    for where in ((*at, j, "module"), (*at, "module"), (*at, j), at):
+        if spec.has(*where):
+            return spec.span(*where)
+    return spec.span(*at)
 
 
 def kept_of(
@@ -159,26 +178,6 @@ def kept_of(
     stacks = {p.stack for p in found if p.layer is not None}
     gone = {s: insertion.without.select(sites.layers[s]) for s in stacks}
     return [p for p in found if p.layer is None or p.layer not in gone[p.stack]]
-
-
-def no_match(insertion: Insertion, label: str, at: Any, sites: Sites, span: Any) -> Diagnostic:
-    """Why an entry of `at` matched nothing, and what would."""
-    name = sites.program.signature.model_class
-    if insertion.delta.kind == "prefix" and not sites.attentions:
-        return Diagnostic(
-            "E105",
-            f"`prefix` needs attention keys and values; {name} has none",
-            span,
-            help=("`embed.out` + prompt, or `block.out` + bottleneck may fit this model",),
-        )
-    notes, help = explain_no_match(sites, at)
-    return Diagnostic(
-        "E101",
-        f"`{label}` matches nothing in {name}",
-        span,
-        notes=tuple(notes),
-        help=(*help, "to skip it on models that lack it: `optional: true`"),
-    )
 
 
 def check_sizes(
@@ -201,6 +200,12 @@ def check_sizes(
     if why := cannot_start(insertion, sites.program.signature.config):
         where = spec.span("insert", k, "delta", insertion.delta.kind, "init")
         problems.append(Diagnostic("E114", why, where))
+    if insertion.gate is not None:
+        try:
+            build_gates(insertion, [p for p in places if isinstance(p, Attention)], sites)
+        except LookupError as cause:
+            message = f"the gate of `{insertion.id}` has nothing to read: {cause}"
+            problems.append(Diagnostic("E101", message, spec.span("insert", k, "compose")))
     if insertion.delta.kind not in ("low_rank", "dora"):
         return
     for place, option in zip(places, options, strict=True):
@@ -219,16 +224,9 @@ def check_sizes(
                 )
             )
             return
-        limit = min(place.width, reading_width(insertion, place))
-        if rank >= limit:
+        if rank >= min(place.width, reading_width(insertion, place)):
             problems.append(
-                Diagnostic(
-                    "E103",
-                    f"rank {rank} is larger than the layer allows",
-                    spec.span("insert", k, "delta"),
-                    label=f"{place.role}, layer {place.layer}: {place.in_width} > {place.width}",
-                    help=(f"rank must be below {limit} here; ranks above 64 rarely help",),
-                )
+                rank_too_large(spec, k, place, reading_width(insertion, place), rank, sites)
             )
             return
 
@@ -260,16 +258,7 @@ def unfrozen_names(spec: Spec, sites: Sites, problems: list[Diagnostic]) -> tupl
     for k, entry in enumerate(spec.unfreeze):
         found = parameters_of(entry, sites)
         if not found and not entry.optional:
-            label = entry.role or entry.module or entry.parameter
-            problems.append(
-                Diagnostic(
-                    "E101",
-                    f"unfreeze: `{label}` matches no parameter of "
-                    f"{sites.program.signature.model_class}",
-                    spec.span("unfreeze", k),
-                    help=("load the model with --task for a head; or `optional: true`",),
-                )
-            )
+            problems.append(nothing_to_unfreeze(spec, k, entry, sites))
         chosen.update(dict.fromkeys(found))
     return tuple(chosen)
 
@@ -290,17 +279,20 @@ def check_expectations(
     """`expect` turns a count into a test."""
     if spec.expect is None or spec.expect.sites is None:
         return
-    wanted = spec.expect.sites
-    found = sum(len(p.places) for p in planned)
+    wanted, layers = spec.expect.sites, sum(sites.layers.values())
+    found, said = sum(len(p.places) for p in planned), f"{wanted} sites"
     if isinstance(wanted, str):
-        wanted = int(wanted.split()[0]) * sum(sites.layers.values())
+        each = wanted.split()[0]
+        wanted = int(each) * layers
+        said = f"{wanted} sites, {each} in each of {layers} layers"
     if found != wanted:
         problems.append(
             Diagnostic(
                 "E102",
-                f"the spec expects {spec.expect.sites} sites; this model has {found}",
+                f"the spec expects {said}; on this model it has {found}",
                 spec.span("expect", "sites"),
-                notes=tuple(f"{p.insertion.id}: {len(p.places)}" for p in planned),
+                notes=tuple(f"`{p.insertion.id}` stands at {len(p.places)}" for p in planned),
+                help=("is this the model that the spec was written for? else change the number",),
             )
         )
 
@@ -314,12 +306,41 @@ def count_parameters(insertion: Insertion, places: Sequence[Site | Attention], s
     """Parameters that the insertion adds, from its pieces built without memory."""
     with torch.device("meta"):
         made = build_pieces(insertion, places, sites)
-    extra = 0
-    if insertion.composition.kind == "gate":
-        channels = insertion.composition.options.per == "channel"
-        widths = [p.width for p in places if isinstance(p, Site)]
-        extra = sum(widths) if channels else len(widths)
-    return extra + sum(p.numel() for m in made for p in m.parameters())
+        made += build_gates(insertion, places, sites)
+    return sum(p.numel() for m in made for p in m.parameters())
+
+
+def build_gates(
+    insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
+) -> list[nn.Module]:
+    """Fresh gates of one insertion, one a place; none where it has no gate."""
+    options = insertion.gate
+    if options is None:
+        return []
+    kind = Gate if insertion.composition.kind == "gate" else Valve
+    made: list[nn.Module] = []
+    for place in places:
+        if isinstance(place, Attention):
+            made.append(kind(options.init, in_width=queries_of(place, sites).in_width))
+            continue
+        width = place.width if options.per == "channel" else None
+        read = {"none": None, "x": place.in_width or place.width}.get(options.reads, place.width)
+        made.append(kind(options.init, width, read))
+    return made
+
+
+def queries_of(attention: Attention, sites: Sites) -> Site:
+    """The site of an attention's queries.
+
+    Raises:
+        LookupError: where they come from no projection.
+    """
+    role = attention.role.replace(".kv", ".q")
+    place = (role, attention.layer, attention.stack)
+    for site in sites.sites:
+        if (site.role, site.layer, site.stack) == place and site.x is not None:
+            return site
+    raise LookupError(f"{attention.module} has no projection of queries")
 
 
 def build_pieces(

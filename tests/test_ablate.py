@@ -87,7 +87,7 @@ def test_a_spec_can_leave_layers_out_from_the_start():
     spec = {"peftc": 1, "name": "w", "insert": [
         {"id": "a", "at": "ffn.out", "layers": "all", "without": "first 2, 4",
          "delta": {"bottleneck": {"dim": {"default": 5, "last 1": 3}}}}]}  # fmt: skip
-    with pytest.raises(PeftcError, match=r"E107.*`layers: 4` of a stack of 3 layers"):
+    with pytest.raises(PeftcError, match=r"E107.*`without: 4` of a stack of 3 layers"):
         peftc.plan(spec, zoo.captured("bert"))
     spec["insert"][0]["without"] = "first 2"
     graph = peftc.apply(spec, zoo.captured("bert"))
@@ -99,7 +99,7 @@ def test_a_spec_can_leave_layers_out_from_the_start():
 @pytest.mark.parametrize(
     ("spec", "args", "text"),
     [
-        ("houlsby", ("7",), "error[E107]: `layers: 7` of a stack of 3 layers, 0 to 2"),
+        ("houlsby", ("7",), "error[E107]: `without: 7` of a stack of 3 layers, 0 to 2"),
         ("houlsby", ("some",), "error[E107]: without some: layers are all, odd, even"),
         ("houlsby", ("0", "after_fn"), "error[E004]: `after_fn` is no insertion of houlsby\n"
          "  = help: did you mean `after_ffn`?\n  = help: insertions: after_attn, after_ffn"),

@@ -33,9 +33,8 @@ def test_a_role_that_the_model_lacks(tmp_path):
         " --> mine.yaml:5:9\n"
         "  |\n"
         "5 |     at: cross.kv\n"
-        "  |         ^^^^^^^^\n"
-        "  = note: this model has no such site\n"
-        "  = help: sites this model has: embed.out, attn.q, attn.k, attn.v, "
+        "  |         ^^^^^^^^ this model has no such site\n"
+        "  = help: sites of this model: embed.out, attn.q, attn.k, attn.v, "
     )
     assert text.endswith("to skip it on models that lack it: `optional: true`")
 
@@ -56,8 +55,8 @@ def test_a_module_glob_with_a_typo(tmp_path):
 
 def test_a_rank_that_is_no_reduction(tmp_path):
     text = refusal(tmp_path, "attn.v", "{low_rank: {rank: 20}}", family=("llama", "causal-lm"))
-    assert "error[E103]: rank 20 is larger than the layer allows" in text
-    assert "attn.v, layer 0: 24 > 20" in text
+    assert "error[E103]: rank 20 is too large for the layer" in text
+    assert "^^ attn.v, layer 0: 24 > 20 (2 key/value heads x 10)" in text
     assert "rank must be below 20 here" in text
 
 
@@ -68,7 +67,7 @@ def test_layers_that_the_model_does_not_have(tmp_path):
 
 def test_expectations_hold_or_are_refused(tmp_path):
     text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "expect: {sites: 2 per layer}\n")
-    assert "error[E102]: the spec expects 2 per layer sites; this model has 3" in text
+    assert "the spec expects 6 sites, 2 in each of 3 layers; on this model it has 3" in text
 
 
 def test_unfreezing_what_is_not_there(tmp_path):

@@ -9,6 +9,7 @@ from torch import fx
 
 from peftc.capture.program import Program
 from peftc.dataflow.facts import Facts, feature_width, lookup_of
+from peftc.dataflow.report import spans
 from peftc.dataflow.site import Attention, Site, Sites, Weight
 from peftc.spec import Layers, ModuleGlob
 
@@ -103,23 +104,61 @@ def within(node: fx.Node, path: str) -> bool:
     return own == path or own.startswith(path + ".")
 
 
-def explain_no_match(sites: Sites, at: str | ModuleGlob) -> tuple[list[str], list[str]]:
-    """(notes, help) for an entry that matched nothing: what is near, what this model has."""
-    if not isinstance(at, ModuleGlob):
-        return (
-            ["this model has no such site"],
-            [f"sites this model has: {', '.join(sites.roles)}"],
-        )
-    paths = module_paths(sites.program)
-    pattern = at.module
-    # Layer numbers as stars, so that the nearest pattern matches every layer.
-    starred = {".".join("*" if part.isdigit() else part for part in p.split(".")) for p in paths}
-    near = difflib.get_close_matches(pattern, sorted(starred), n=1, cutoff=0.5)
-    suffixes = [s for s in sorted(starred) if s.endswith(pattern.lstrip("*"))]
-    notes = [f"0 of {len(paths)} modules match"]
-    help = []
-    if best := (near or suffixes)[:1]:
-        count = sum(fnmatchcase(p, best[0]) for p in paths)
-        help.append(f"did you mean `{best[0]}`? ({count} modules)")
-    help.append("`peftc sites MODEL --modules` lists them")
-    return notes, help
+def explain_no_match(
+    sites: Sites, at: str | ModuleGlob, layers: Layers, stack: str
+) -> tuple[str, list[str], list[str]]:
+    """(label, notes, help) for an entry that matched nothing: what is near, what this model has."""
+    if isinstance(at, ModuleGlob):
+        paths = module_paths(sites.program)
+        return f"0 of {len(paths)} modules", [], near_modules(sites, at.module, paths)
+    if everywhere := places_of(sites, at):
+        where = places_of(sites, at, stack)
+        if stack != "any" and not where:
+            stacks = [s for s in dict.fromkeys(p.stack for p in everywhere) if s]
+            has = f"it is in the {' and '.join(stacks)}" if stacks else "this model has one stack"
+            return f"none in the {stack}", [has], [] if stacks else ["leave `stack` out"]
+        has = spans(sorted({p.layer for p in where if p.layer is not None}))
+        return f"none of `layers: {layers.text}`", [f"this model has it in the layers {has}"], []
+    roles = sites.roles
+    help = [f"did you mean `{r}`?" for r in difflib.get_close_matches(at, roles, 1, 0.7)]
+    return "this model has no such site", [], [*help, f"sites of this model: {', '.join(roles)}"]
+
+
+def places_of(sites: Sites, role: str, stack: str = "any") -> list[Site | Attention]:
+    """Every place of a role, in one stack or in any."""
+    places = [p for p in (*sites.sites, *sites.attentions) if p.role == role]
+    return [p for p in places if stack in ("any", p.stack)]
+
+
+def near_modules(sites: Sites, glob: str, paths: list[str]) -> list[str]:
+    """The nearest glob that matches, and the role that names the same places."""
+    best = nearest_glob(glob, paths)
+    if best is None:
+        return ["`peftc sites MODEL --modules` lists them"]
+    matched = [p for p in paths if fnmatchcase(p, best)]
+    help = [f"did you mean `{best}`? ({len(matched)} modules)"]
+    for role in sites.roles:
+        places = [p.module for p in places_of(sites, role)]
+        if sorted(places) == sorted(matched):
+            count = f"the same {len(matched)}" if len(matched) > 1 else "the same"
+            help.append(f"the role `{role}` matches {count} and works on other models")
+    return help
+
+
+def nearest_glob(glob: str, paths: list[str]) -> str | None:
+    """The glob over `paths`, layer numbers as stars, that `glob` may be a misspelling of."""
+    starred = dict.fromkeys(
+        ".".join("*" if part.isdigit() else part for part in p.split(".")) for p in paths
+    )
+    last = glob.rpartition(".")[2]
+    # The last part counts most: it says which module, the others where it is.
+    ends = {s.rpartition(".")[2] for s in starred}
+    meant = difflib.get_close_matches(last.strip("*") or last, ends, 1, 0.6)
+    repaired = f"{glob.removesuffix(last)}{meant[0]}" if meant else glob
+    if any(fnmatchcase(p, repaired) for p in paths):
+        return repaired
+    pool = [s for s in starred if meant and s.rpartition(".")[2] == meant[0]] or list(starred)
+    near = difflib.get_close_matches(glob, pool, 1, 0.4)
+    if near:
+        return near[0]
+    return pool[0] if meant and len(pool) == 1 else None

@@ -1,6 +1,8 @@
-"""The learned gate between a value and its delta."""
+"""Trained gates between a value and its delta."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,37 @@ from torch import Tensor, nn
 class Gate(nn.Module):
     """(1 - g) h + g delta, written h + g (delta - h).  h, delta: (..., width).
 
-    g starts at `init`, one number (per "scalar") or one a feature (per "channel").
-    Source: Mao et al. 2022, "UniPELT", in its unconditioned form.
+    g is a trained number (one, or with `width` one a feature), which starts at `init`. With
+    `in_width` it is computed from x: (..., in_width), g = sigmoid(x W^T + b), with W = 0 at the
+    start and sigmoid(b) = init. Source: Mao et al. 2022, "UniPELT", section 3.2.
     """
 
-    def __init__(self, init: float, width: int | None = None) -> None:
+    def __init__(self, init: float, width: int | None = None, in_width: int | None = None) -> None:
         super().__init__()
-        self.g = nn.Parameter(torch.full((width or 1,), float(init)))
+        self.reads = in_width is not None
+        if in_width is None:
+            self.g = nn.Parameter(torch.full((width or 1,), float(init)))
+        else:
+            self.linear = nn.Linear(in_width, width or 1)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.constant_(self.linear.bias, math.log(init / (1 - init)))
 
-    def forward(self, h: Tensor, delta: Tensor) -> Tensor:
-        return h + self.g * (delta - h)
+    def opening(self, x: Tensor | None) -> Tensor:
+        """g: (width or 1,), or (..., width or 1) where it reads x."""
+        return self.g if x is None else torch.sigmoid(self.linear(x))
+
+    def forward(self, h: Tensor, delta: Tensor, x: Tensor | None = None) -> Tensor:
+        return h + self.opening(x) * (delta - h)
+
+
+class Valve(Gate):
+    """g delta, to be added to h or attended to: with g = 0 there is no delta.
+
+    delta: (..., width), or (batch, heads, length, n) with x: (batch, length, in_width).
+    """
+
+    def forward(self, delta: Tensor, x: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        g = self.opening(x)
+        if x is not None and delta.dim() > x.dim():
+            g = g.unsqueeze(1)  # one for all heads
+        return g * delta

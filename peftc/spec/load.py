@@ -15,11 +15,12 @@ from peftc.spec.catalogue import names, path_of
 from peftc.spec.deltas import all_deltas
 from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.layers import Layers
-from peftc.spec.problems import diagnostics, near
+from peftc.spec.legal import illegal, narrowing
+from peftc.spec.problems import diagnostics, near, shown
 from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
 from peftc.spec.source import Source, parse, read_source
 
-NESTING = 8  # of `use`
+NESTING = 8  # of `use`: more is taken for a circle
 
 
 class Spec:
@@ -49,6 +50,12 @@ class Spec:
         if len(where) > 1 and where[0] == "insert" and isinstance(where[1], int):
             where = ("insert", self._places[where[1]], *where[2:])
         return self.source.span(*where) if self.source.values else None
+
+    def has(self, *where: str | int) -> bool:
+        """Whether the file itself has a value there."""
+        if len(where) > 1 and where[0] == "insert" and isinstance(where[1], int):
+            where = ("insert", self._places[where[1]], *where[2:])
+        return where in self.source.values
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved spec as data that `load_spec` reads back to an equal one."""
@@ -129,7 +136,7 @@ def load_spec(
     Raises:
         PeftcError: every E0xx of the spec, all at once where that is possible.
     """
-    return resolve(source_of(source), dict(set or {}), Path.cwd(), 0)
+    return resolve(source_of(source), dict(set or {}), Path.cwd())
 
 
 def source_of(given: str | Path | Mapping[str, Any]) -> Source:
@@ -160,24 +167,40 @@ def find(name: str, base: Path, span: Span | None = None) -> Path:
     path = base / name
     if path.is_file():
         return path
-    looks_like_path = "/" in name or name.endswith((".yaml", ".yml"))
-    what = "no such file" if looks_like_path else "neither a shipped spec nor a file"
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        beside = sorted(p.name for p in path.parent.glob("*.y*ml"))
+        meant = [str(Path(name).with_name(n)) for n in near(path.name, beside)]
+        help = [f"did you mean `{n}`?" for n in meant]
+        raise error("E006", f"{name}: no such file", span=span, help=tuple(help))
     help = [f"did you mean `{n}`?" for n in near(name, names())]
     raise error(
         "E006",
-        f"`{name}` is {what}" if not looks_like_path else f"{name}: {what}",
+        f"`{name}` is neither a shipped spec nor a file",
         span=span,
         help=(*help, f"shipped specs: {', '.join(names())}"),
     )
 
 
-def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Spec:
-    """Resolve a parsed spec with some of its variables given."""
+def resolve(
+    source: Source,
+    given: dict[str, Any],
+    base: Path,
+    chain: tuple[str, ...] = (),
+    spans: Mapping[str, Span | None] | None = None,
+) -> Spec:
+    """Resolve a parsed spec with some of its variables given.
+
+    `chain` are the files whose `use` led here, and `spans` the places of the given values.
+
+    Raises:
+        PeftcError: with every mistake of the spec, and of those it uses.
+    """
     data = source.data
     if not isinstance(data, dict):
-        raise error("E005", "a spec is a mapping", span=source.span())
-    variables = variables_of(data, given, source)
+        help = ("it begins with:  peftc: 1", "copy one: peftc specs cp lora my.yaml")
+        raise error("E005", "a spec is a mapping", span=source.span(), help=help)
     bad: list[Diagnostic] = []
+    variables = variables_of(data, given, source, spans or {}, bad)
     filled = {
         k: substituted(v, (k,), variables, source, bad) for k, v in data.items() if k != "vars"
     }
@@ -195,64 +218,72 @@ def resolve(source: Source, given: dict[str, Any], base: Path, depth: int) -> Sp
     for k, entry in enumerate(entries if isinstance(entries, list) else []):
         parts.append(entry_of(entry, k, source, bad))
     duplicate_ids(parts, source, bad)
-    if bad or written is None:
-        raise PeftcError(sorted(bad, key=in_order))
     insert: list[Insertion] = []
-    unfreeze, places = list(written.unfreeze), []
+    unfreeze, places = list(written.unfreeze) if written else [], []
     for k, part in enumerate(parts):
         if isinstance(part, Use):
-            inner = used(part, k, source, base, depth)
+            try:
+                inner = used(part, k, source, base, chain, bad)
+            except PeftcError as refusal:
+                bad += refusal.diagnostics
+                continue
             insert += inner.insert
             places += [k] * len(inner.insert)
             unfreeze += [u for u in inner.unfreeze if u not in unfreeze]
         elif part is not None:
             insert.append(part)
             places.append(k)
-    check_fold(written, insert, source)
+    if written is not None and len(parts) == len(set(places)):
+        check_fold(written, insert, source, bad)
+    if bad or written is None:
+        raise PeftcError(sorted(bad, key=lambda d: in_order(d, source)))
     return Spec(written, insert, unfreeze, source, places, variables)
 
 
-def check_fold(written: Written, insert: list[Insertion], source: Source) -> None:
-    """Every id under `export.fold` is an insertion that can be merged.
-
-    Raises:
-        PeftcError: E004 for an unknown id, E402 for what has no merged form.
-    """
+def check_fold(
+    written: Written, insert: list[Insertion], source: Source, bad: list[Diagnostic]
+) -> None:
+    """Every id under `export.fold` is an insertion that can be merged: E004, E402."""
     if written.export is None or not isinstance(written.export.fold, list):
         return
-    known = {i.id: type(i.delta.options) for i in insert}
-    bad: list[Diagnostic] = []
+    known = {i.id: i for i in insert}
     for k, name in enumerate(written.export.fold):
         span = source.span("export", "fold", k)
         if name == "reparam" or (name in known and known[name].merges):
             continue
         if name in known:
             merging = [n for n, o in all_deltas().items() if o.merges]
-            message = f"`fold: [{name}]`: a {known[name].kind} cannot be merged"
-            help = (f"only {', '.join(merging)} have a merged form",)
+            gated = "gated " if known[name].gate is not None else ""
+            message = f"`fold: [{name}]`: a {gated}{known[name].delta.kind} cannot be merged"
+            help = (f"only {', '.join(merging)} have a merged form, without a gate",)
             bad.append(Diagnostic("E402", message, span, help=help))
         else:
             help = [f"did you mean `{n}`?" for n in near(name, known)]
             help.append(f"insertions: {', '.join(known) or 'none'}; or reparam")
             message = f"`{name}` is no insertion of this spec"
             bad.append(Diagnostic("E004", message, span, help=tuple(help)))
-    if bad:
-        raise PeftcError(bad)
 
 
 def entry_of(entry: Any, k: int, source: Source, bad: list[Diagnostic]) -> Insertion | Use | None:
     """One entry of `insert`: a use of another spec, or an insertion."""
     model = Use if isinstance(entry, dict) and "use" in entry else Insertion
     try:
-        return model.model_validate(entry)
+        part = model.model_validate(entry)
     except ValidationError as failure:
         bad += diagnostics(failure, source, ("insert", k), model)
         return None
+    if isinstance(part, Insertion):
+        for wrong in illegal(part, entry):
+            span = source.span("insert", k, *wrong.where)
+            bad.append(Diagnostic(wrong.code, wrong.message, span, wrong.label, help=wrong.help))
+    return part
 
 
-def in_order(d: Diagnostic) -> tuple[int, int]:
-    """By place in the file."""
-    return (d.span.line, d.span.column) if d.span else (0, 0)
+def in_order(d: Diagnostic, source: Source) -> tuple[bool, int, int]:
+    """By place in the file, before what stands in other files."""
+    if d.span is None:
+        return False, 0, 0
+    return d.span.file != source.file, d.span.line, d.span.column
 
 
 def duplicate_ids(parts: list[Any], source: Source, bad: list[Diagnostic]) -> None:
@@ -273,27 +304,40 @@ def duplicate_ids(parts: list[Any], source: Source, bad: list[Diagnostic]) -> No
         seen[part.id] = k
 
 
-def variables_of(data: dict[str, Any], given: dict[str, Any], source: Source) -> dict[str, Any]:
+def variables_of(
+    data: dict[str, Any],
+    given: dict[str, Any],
+    source: Source,
+    spans: Mapping[str, Span | None],
+    bad: list[Diagnostic],
+) -> dict[str, Any]:
     """The spec's variables, with those given in place of its own.
 
-    Raises:
-        PeftcError: E007 for a variable that the spec does not have, or of another type.
+    E007 for a variable that the spec does not have, or a value of another type.
     """
     own = data.get("vars") or {}
     if not isinstance(own, dict):
-        raise error("E005", "`vars` is a mapping", span=source.span("vars"))
+        bad.append(Diagnostic("E005", "`vars` is a mapping", source.span("vars")))
+        return {}
+    spec = data.get("name") or source.file
     for name, value in given.items():
         if name not in own:
             help = [f"did you mean `{n}`?" for n in near(name, own)]
-            help.append(f"variables of this spec: {', '.join(own) or 'none'}")
-            raise error("E007", f"{source.file} has no variable `{name}`", help=tuple(help))
-        if not same_kind(value, own[name]):
-            raise error(
-                "E007",
-                f"`{name}` is {own[name]!r} in {source.file}, so it cannot be {value!r}",
-                help=("give a value of the same type",),
-            )
-    return {**own, **given}
+            help.append(f"variables of `{spec}`: {', '.join(own) or 'none'}")
+            message = f"`{name}` is no variable of `{spec}`"
+            bad.append(Diagnostic("E007", message, spans.get(name), help=tuple(help)))
+        elif not same_kind(value, own[name]):
+            message = f"`{name}` is {kind_of(own[name])} in `{spec}`, not {shown(value)}"
+            help = (f"it is {shown(own[name])} unless another value is given",)
+            bad.append(Diagnostic("E007", message, spans.get(name), help=help))
+    return {**own, **{n: v for n, v in given.items() if n in own and same_kind(v, own[n])}}
+
+
+def kind_of(value: Any) -> str:
+    """What sort of thing a variable holds."""
+    if isinstance(value, bool):
+        return "true or false"
+    return "a number" if isinstance(value, int | float) else "text"
 
 
 def same_kind(value: Any, other: Any) -> bool:
@@ -325,14 +369,20 @@ def substituted(
     return 1  # a stand-in, so that the rest is still checked
 
 
-def used(part: Use, k: int, source: Source, base: Path, depth: int) -> Spec:
+def used(
+    part: Use, k: int, source: Source, base: Path, chain: tuple[str, ...], bad: list[Diagnostic]
+) -> Spec:
     """The insertions of another spec, named after the entry that uses it."""
     span = source.span("insert", k, "use")
-    if depth >= NESTING:
-        raise error("E009", "specs use one another in a circle, or too deep", span=span)
     home = Path(source.file).parent if Path(source.file).is_file() else base
     path = find(part.use, home, span)
-    inner = resolve(read_source(path), dict(part.set), path.parent, depth + 1)
+    chain = (*chain, source.file)
+    met = [str(Path(c).resolve()) for c in chain]
+    if str(path.resolve()) in met or len(chain) > NESTING:
+        names = " > ".join(Path(c).name for c in (*chain, path))
+        raise error("E009", f"specs use one another in a circle: {names}", span=span)
+    spans = {n: source.key("insert", k, "set", n) for n in part.set}
+    inner = resolve(read_source(path), dict(part.set), path.parent, chain, spans)
     changes = {
         n: getattr(part, n)
         for n in ("layers", "without", "stack", "optional")
@@ -343,4 +393,8 @@ def used(part: Use, k: int, source: Source, base: Path, depth: int) -> Spec:
         i.model_copy(update={**changes, "id": part.id if alone else f"{part.id}_{i.id}"})
         for i in inner.insert
     )
+    for insertion in inner.insert:
+        for wrong in narrowing(insertion) if changes else ():
+            place = source.span("insert", k, *wrong.where)
+            bad.append(Diagnostic(wrong.code, wrong.message, place, wrong.label, help=wrong.help))
     return inner

@@ -26,7 +26,8 @@ class OneOf(Strict):
             value = {k: {} if v is None else v for k, v in value.items()}
             known = [k for k in value if k in cls.model_fields]
             if len(known) == len(value) and len(value) != 1:
-                raise ValueError(f"exactly one of: {', '.join(cls.model_fields)}")
+                given = f"here are {' and '.join(known)}" if known else "here is none"
+                raise ValueError(f"exactly one of: {', '.join(cls.model_fields)}; {given}")
         return value
 
     @property

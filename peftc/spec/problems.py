@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable
 from dataclasses import replace
@@ -86,13 +87,23 @@ def diagnostic(one: Any, where: tuple, source: Source, allowed: list[str]) -> Di
             f"needs `{name}`",
             help=(f"keys here: {', '.join(allowed)}",),
         )
-    text = one["msg"].removeprefix("Value error, ")
+    text, help = one["msg"].removeprefix("Value error, "), ()
     if kind in KINDS:
         text = f"`{name}` is {KINDS[kind]}, not {shown(one['input'])}"
+        if kind in ("int_type", "float_type") and is_number(one["input"]):
+            help = (f"without quotes: {one['input']}",)
     elif kind != "value_error":
-        text = f"`{name}`: {text[:1].lower()}{text[1:]}, not {shown(one['input'])}"
-    code = "E010" if "cannot stand at" in text or "composes with" in text else "E005"
-    return Diagnostic(code, text, source.span(*where))
+        text = re.sub(r"^(Input|List|String) should ", "must ", text)
+        text = f"`{name}` {text}, not {shown(one['input'])}"
+    return Diagnostic("E005", text, source.span(*where), help=help)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a text is a number in quotes."""
+    try:
+        return isinstance(value, str) and float(value) == float(value)
+    except ValueError:
+        return False
 
 
 def shown(value: Any) -> str:
@@ -120,9 +131,9 @@ def deduplicated(found: list[Diagnostic]) -> list[Diagnostic]:
         if d.code == "E005" and any(d.message == f"`{m}` is missing" for m in misspelt):
             continue
         if d.code == "E005" and d.span in chosen:
-            if ": input should be" in d.message:  # the number that may stand there as well
+            if "` must be" in d.message:  # the number that may stand there as well
                 choice = chosen[d.span]
-                also = f"or a number that is{d.message.partition('should be')[2].partition(',')[0]}"
+                also = f"or a number that is{d.message.partition('must be')[2].partition(',')[0]}"
                 kept[choice.span] = replace(choice, help=(*choice.help, also))
             continue
         before = kept.get(d.span)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     Role = str
 else:
     Role = Literal[ROLES]
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Number = int | float
 
 
@@ -41,17 +39,30 @@ def one_of(name: str, doc: str, options: dict[str, type[Strict]]) -> type[OneOf]
     return create_model(name, __base__=OneOf, __doc__=doc, **fields)
 
 
-class Add(Strict):
-    """h + scale * delta."""
-
-    scale: Number = Field(1, description="What the delta is multiplied with.")
-
-
 class Gate(Strict):
-    """(1 - g) h + g delta, with a trained g."""
+    """(1 - g) h + g delta, with a trained g; under `add`, h + g * scale * delta."""
 
     init: Number = Field(0.5, description="Where g starts.")
     per: Literal["scalar", "channel"] = Field("scalar", description="One g, or one a feature.")
+    reads: Literal["none", "h", "x", "stream"] = Field(
+        "none",
+        description="none: g is a number. h, x, stream, as an insertion reads: each token has its "
+        "own g = sigmoid(w . x + b).",
+    )
+
+
+class PrefixGate(Strict):
+    """Each query sees g P_k and g P_v, g = sigmoid(w . x + b) of the input of its projection."""
+
+    init: float = Field(0.5, gt=0, lt=1, description="Where g starts.")
+    reads: Literal["x"] = Field("x", description="x: what the projection of the queries reads.")
+
+
+class Add(Strict):
+    """h + scale * delta, or h + g * scale * delta."""
+
+    scale: Number = Field(1, description="What the delta is multiplied with.")
+    gate: Gate | None = Field(None, description="A trained g.")
 
 
 class Multiply(Strict):
@@ -60,6 +71,8 @@ class Multiply(Strict):
 
 class Attend(Strict):
     """Keys and values that the softmax sees beside the model's own."""
+
+    gate: PrefixGate | None = Field(None, description="How much of them each query sees.")
 
 
 class Prepend(Strict):
@@ -155,15 +168,30 @@ class Insertion(Strict):
         return self.compose or Compose.model_validate(type(self.delta.options).composes[0])
 
     @property
+    def merges(self) -> bool:
+        """Whether it has a merged form: no gate, no nonlinearity."""
+        return type(self.delta.options).merges and self.gate is None
+
+    @property
+    def gate(self) -> Any:
+        """The options of its gate, if it has one."""
+        options = self.composition.options
+        return options if isinstance(options, Gate) else getattr(options, "gate", None)
+
+    @property
     def formula(self) -> str:
         """What h becomes, with this insertion's own activation, scale and input."""
         options, compose = self.delta.options, self.composition
         text = options.formula.replace("(x)", f"({self.reads})" if self.reads else "(x)")
         text = text.replace("act(", f"{getattr(options, 'act', 'act')}(")
+        gate = self.gate
+        g = "" if gate is None else "g*" if gate.reads == "none" else f"g({gate.reads})*"
         if compose.kind == "gate":
-            return f"(1-g)*h + g*{text.removeprefix('h + ')}"
+            return f"(1-{g[:-1]})*h + {g}{text.removeprefix('h + ')}"
+        if compose.kind == "attend":
+            return text.replace("P_", f"{g}P_")
         if compose.kind == "add":
-            scale = f"{compose.options.scale:g}*" if compose.options.scale != 1 else ""
+            scale = g + (f"{compose.options.scale:g}*" if compose.options.scale != 1 else "")
             text = text.replace("h + s*", "h + ").replace("h * l", "h + l")
             return text.replace("h + ", f"h + {scale}", 1)
         return text
@@ -172,27 +200,12 @@ class Insertion(Strict):
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
-        """Fill in what the delta's facts decide, and refuse what they forbid."""
-        if not IDENTIFIER.fullmatch(self.id):
-            raise ValueError("`id` is a name: letters, digits and _, no digit first")
+        """Fill in what the delta's facts decide; what they forbid, `peftc.spec.legal` says."""
         facts: type[DeltaOptions] = type(self.delta.options)
-        compose = self.composition
-        if compose.kind not in facts.composes:
-            raise ValueError(
-                f"`{facts.kind}` composes with {' or '.join(facts.composes)}, not {compose.kind}"
-            )
-        for at in self.at:
-            name = at if isinstance(at, str) else "module"
-            if not any(fnmatchcase(name, glob) for glob in facts.sites):
-                legal = [r for r in ROLES if any(fnmatchcase(r, g) for g in facts.sites)]
-                raise ValueError(
-                    f"`{facts.kind}` cannot stand at {name}; it can at: {', '.join(legal)}"
-                )
-        if facts.form is None and (self.form or self.reads):
-            raise ValueError(f"`{facts.kind}` reads nothing, so `form` and `reads` mean nothing")
-        form = self.form or facts.form
+        compose, delta = self.composition, self.delta
+        implied = {"x": "parallel", None: facts.form}.get(self.reads, "sequential")
+        form = self.form or implied
         reads = self.reads or self.READS[form]
-        delta = self.delta
         if facts.kind == "vector" and delta.options.init is None:
             start = "ones" if compose.kind == "multiply" else "zeros"
             delta = Delta.model_validate({"vector": {"init": start}})

@@ -68,33 +68,60 @@ def read_source(path: Path) -> Source:
     try:
         size = path.stat().st_size
         if size > LIMIT:
-            raise error("E012", f"{path} has {size:,} bytes; a spec has at most {LIMIT:,}")
-        text = path.read_text(encoding="utf-8")
+            raise too_large(str(path), size)
+        data = path.read_bytes()
     except OSError as cause:
-        raise error("E006", f"cannot read {path}: {cause.strerror or cause}") from cause
+        raise error(
+            "E006",
+            f"cannot read {path}: {cause.strerror or cause}",
+            help=("check its permissions: ls -l shows them",),
+        ) from cause
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
-        raise error("E001", f"{path} is not UTF-8 text") from cause
+        raise not_utf8(str(path), data, cause) from cause
     return parse(text, str(path))
+
+
+def too_large(file: str, size: int) -> PeftcError:
+    """E012."""
+    message = f"{file} has {size:,} bytes; a spec has at most {LIMIT:,}"
+    return error("E012", message, help=("is it a spec? they have a few hundred bytes",))
+
+
+def not_utf8(file: str, data: bytes, cause: UnicodeDecodeError) -> PeftcError:
+    """E001 at the first byte that is not UTF-8."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return error("E001", f"{file} is UTF-16 text", help=("save it as UTF-8",))
+    before = data[: cause.start].decode("utf-8-sig")
+    text = (before.splitlines() or [""])[-1] if not before.endswith("\n") else ""
+    rest = data[cause.start :].splitlines()[0].decode("utf-8", errors="replace")
+    span = Span(file, before.count("\n") + 1, len(text) + 1, 1, text + rest)
+    label = f"the byte 0x{data[cause.start]:02x}"
+    return error("E001", f"{file} is not UTF-8 text", span=span, label=label, help=(
+        "save it as UTF-8",))  # fmt: skip
 
 
 def parse(text: str, file: str) -> Source:
     """Parse YAML text; see `read_source`."""
-    source = Source(file, text.splitlines() or [""])
-    if len(text.encode()) > LIMIT:
-        raise error("E012", f"{file} has more than {LIMIT:,} bytes")
+    source = Source(file, re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text))
+    if len(text.encode(errors="surrogatepass")) > LIMIT:
+        raise too_large(file, len(text.encode(errors="surrogatepass")))
     try:
         loader = Loader(text)
         refuse_features(text, source)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as cause:
-        mark = cause.problem_mark
-        raise error(
-            "E001",
-            f"not valid YAML: {cause.problem}",
-            span=place(source, mark, 1) if mark else None,
-            label=cause.context or "",
-        ) from cause
-    except (yaml.YAMLError, RecursionError) as cause:
+        raise not_yaml(source, text, cause) from cause
+    except yaml.reader.ReaderError as cause:
+        line = text.count("\n", 0, cause.position)
+        column = cause.position - text.rfind("\n", 0, cause.position)
+        span = Span(file, line + 1, column, 1, source.lines[line])
+        raise error("E001", f"not valid YAML: a control character, {cause.character!r}"
+                    if isinstance(cause.character, str) else
+                    f"not valid YAML: a control character, 0x{cause.character:02x}",
+                    span=span, help=("delete it",)) from cause  # fmt: skip
+    except (yaml.YAMLError, RecursionError, ValueError) as cause:
         raise error("E001", f"{file} is not valid YAML: {str(cause).splitlines()[0]}") from cause
     if node is None:
         raise error("E001", f"{file} is empty", help=("copy one: peftc specs cp lora my.yaml",))
@@ -103,6 +130,56 @@ def parse(text: str, file: str) -> Source:
     if duplicates:
         raise PeftcError(duplicates)
     return source
+
+
+def not_yaml(source: Source, text: str, cause: yaml.MarkedYAMLError) -> PeftcError:
+    """E001 where the parser stopped, with what is likely meant."""
+    mark, problem = cause.problem_mark, str(cause.problem)
+    help: list[str] = []
+    if "'\\t'" in problem:
+        help.append("YAML is indented with blanks, not with tabs")
+    elif "stream end" in problem and (opened := open_bracket(text)) is not None:
+        what = source.lines[opened.line][opened.column]
+        help.append(
+            f"the `{what}` on line {opened.line + 1}, column {opened.column + 1} is never closed"
+        )
+    elif mark is not None and (said := neighbours(source.lines, mark.line)):
+        help.append(said)
+    if "single document" in str(cause.context):
+        help.append("a file holds one spec: delete the second `---` and what follows")
+    span = place(source, mark, 1) if mark else None
+    context = cause.context if cause.context_mark is not None else None
+    label = str(context or "")
+    return error("E001", f"not valid YAML: {problem}", span=span, label=label, help=tuple(help))
+
+
+def open_bracket(text: str) -> yaml.Mark | None:
+    """Where the innermost bracket stands that is never closed."""
+    opened: list[yaml.Mark] = []
+    try:
+        for token in yaml.scan(text, Loader=Loader):
+            if isinstance(token, yaml.FlowMappingStartToken | yaml.FlowSequenceStartToken):
+                opened.append(token.start_mark)
+            elif isinstance(token, yaml.FlowMappingEndToken | yaml.FlowSequenceEndToken):
+                opened.pop()
+    except (yaml.YAMLError, IndexError):
+        pass  # what was open before the scanner stopped
+    return opened[-1] if opened else None
+
+
+def neighbours(lines: list[str], line: int) -> str:
+    """How a line's column differs from that of the line above, where it is off by a little."""
+    above = next((k for k in range(line - 1, -1, -1) if lines[k].strip()), None)
+    if above is None or line >= len(lines):
+        return ""
+    # `- id: a` puts its keys two columns further in.
+    column = [len(t) - len(t.lstrip(" -")) for t in (lines[above], lines[line])]
+    by = column[1] - column[0]
+    if by == 0 or abs(by) > 3:
+        return ""
+    count = "one column" if abs(by) == 1 else f"{abs(by)} columns"
+    side = "right" if by > 0 else "left"
+    return f"line {line + 1} starts {count} {side} of its neighbours on line {above + 1}"
 
 
 def refuse_features(text: str, source: Source) -> None:
@@ -118,15 +195,17 @@ def refuse_features(text: str, source: Source) -> None:
             feature = "tags"
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            feature = feature or ("this much nesting" if depth > DEPTH else None)
+            deep = f"more than {DEPTH} levels of nesting"
+            feature = feature or (deep if depth > DEPTH else None)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if feature:
+            help = ("write the value out; `vars` and `use` say things once",)
             raise error(
                 "E011",
                 f"specs have no {feature}",
                 span=place(source, event.start_mark, 1),
-                help=("write the value out; `vars` and `use` say things once",),
+                help=help if depth <= DEPTH else (),
             )
 
 
@@ -168,6 +247,10 @@ def node_span(source: Source, node: yaml.Node) -> Span:
 def place(source: Source, mark: Any, width: int) -> Span:
     """A span from a parser's mark; width 0 means to the end of the line."""
     line = min(mark.line, len(source.lines) - 1)
-    text = source.lines[line]
-    column = min(mark.column, len(text))
+    text, column = source.lines[line], mark.column
+    if line and not text and mark.line >= line:  # the end of the file: behind its last line
+        line -= 1
+        text = source.lines[line]
+        column = len(text)
+    column = min(column, len(text))
     return Span(source.file, line + 1, column + 1, width or max(1, len(text) - column), text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import zoo
 from messages.cases import Here, case
@@ -9,6 +11,9 @@ from transformers import BertModel
 
 import peftc
 from peftc.capture import capture
+from peftc.dataflow import find_sites
+from peftc.planner import make_plan
+from peftc.spec import load_spec
 
 LOW_RANK = "delta: {low_rank: {rank: 4}}"
 LLAMA = ("llama", "causal-lm")
@@ -36,8 +41,19 @@ def _(here: Here):
 
 @case("E101", "nothing to unfreeze")
 def _(here: Here):
-    rest = "unfreeze:\n  - {role: head}\n  - {module: encoder.layer.*.LayerNrom}\n"
+    rest = "unfreeze:\n  - {role: head}\n  - {module: encoder.layer.*.output.LayerNrom}\n"
+    rest += "  - {module: encoder.layer.*.output.dense.bias}\n  - {parameter: '*.baias'}\n"
     here.insert("at: attn.out\ndelta: {bottleneck: {dim: 4}}", ("bert", "base"), rest)
+
+
+@case("E101", "layers of which none has the role")
+def _(here: Here):
+    sites = find_sites(zoo.captured("bert").clone())
+    few = tuple(s for s in sites.sites if s.role != "attn.q" or s.layer != 1)
+    text = (
+        f"peftc: 1\nname: n\ninsert:\n  - id: a\n    at: attn.q\n    layers: odd\n    {LOW_RANK}\n"
+    )
+    make_plan(load_spec(here.write(text)), replace(sites, sites=few))
 
 
 @case("E102", "another number of sites than expected")

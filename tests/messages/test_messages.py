@@ -21,12 +21,14 @@ for path in sorted(FOLDER.glob("[ew]*.py")):
     importlib.import_module(f"messages.{path.stem}")
 HOW = "PEFTC_MESSAGES=write pytest tests/messages   writes it; read it as a user before you commit"
 HOME = Path(peftc.__file__).parent
-# Facts of one machine or one release.
+# Facts of one machine or one release, and lists that grow with every spec and code.
 VARYING = (
     (re.compile(re.escape(str(HOME))), "<peftc>"),
     (re.compile(r"\S*/tiny-bert"), "<base>"),
     (re.compile(r"\b[0-9a-f]{12,64}\b"), "<hash>"),
     (re.compile(r"(?<= )[\d,]+ bytes"), "<N> bytes"),
+    (re.compile(r"(?<=^shipped specs: ).*"), "<specs>"),
+    (re.compile(r"(?<=^codes: ).*"), "<codes>"),
     (re.compile(r"\b(torch|transformers|safetensors)( is)? \d+\.[\w.+]*"), r"\1\2 <version>"),
 )
 

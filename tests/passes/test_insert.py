@@ -142,6 +142,30 @@ def test_stream_reading_adapters_equal_hooks():
     torch.testing.assert_close(got, want, **PARITY[got.dtype])
 
 
+def test_behind_the_last_block_the_stack_s_norm_is_no_part_of_the_stream():
+    """A block that starts with a norm reads h + residual, the last one as all others."""
+    model = zoo.model("gpt2", "causal-lm")
+    graph = peftc.apply("pfeiffer", zoo.captured("gpt2", "causal-lm"))
+    reference.randomise(graph)
+    stream, changes, handles = {}, [], []
+    for site, piece in reference.placed(graph, "after_ffn"):
+        layer = site["layer"]
+        handles.append(
+            model.transformer.h[layer].ln_2.register_forward_pre_hook(
+                lambda _m, args, layer=layer: stream.__setitem__(layer, args[0])
+            )
+        )
+        changes.append((site, lambda _x, h, k=layer, piece=piece: h + piece(h + stream[k])))
+    inputs = zoo.inputs(model, 4, 9)
+    with torch.no_grad(), reference.changed(model, "gpt2", changes):
+        want = model(**inputs).logits
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        got = graph(**inputs).logits
+    torch.testing.assert_close(got, want, **PARITY[got.dtype])
+
+
 def test_two_insertions_at_one_site_apply_in_the_spec_s_order():
     spec = {
         "peftc": 1,

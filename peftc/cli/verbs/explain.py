@@ -25,7 +25,9 @@ def explain(
     known = sorted(p.name.removesuffix(".md") for p in folder.iterdir())
     wanted = code.upper()
     if wanted not in known:
-        near = [f"did you mean {n}?" for n in difflib.get_close_matches(wanted, known, 1)]
+        read = wanted.translate(str.maketrans("OIL", "011"))
+        meant = [read] if read in known else difflib.get_close_matches(wanted, known, 1)
+        near = [f"did you mean {n}?" for n in meant]
         codes = f"codes: {', '.join(known)}"
         raise error("E008", f"there is no error {code}", help=(*near, codes))
     text = (folder / f"{wanted}.md").read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Which deltas may stand where, what they read and how they compose: refused before any model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from peftc.spec.deltas import all_deltas
+from peftc.spec.deltas.base import DeltaOptions
+from peftc.spec.schema import ROLES, Insertion
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+READS = {"sequential": ("h", "stream"), "parallel": ("x",)}  # what `reads` may add to `form`
+
+
+@dataclass(frozen=True)
+class Illegal:
+    """One thing wrong with an insertion, at a key of it."""
+
+    code: str
+    where: tuple[str | int, ...]
+    message: str
+    label: str = ""
+    help: tuple[str, ...] = ()
+
+
+def illegal(insertion: Insertion, written: Collection[str]) -> Iterator[Illegal]:
+    """Everything wrong with an insertion whose keys and values are right each by itself.
+
+    `written` are the keys that the file has; the others were filled in.
+    """
+    facts: type[DeltaOptions] = type(insertion.delta.options)
+    kind, compose = facts.kind, insertion.composition.kind
+    if not IDENTIFIER.fullmatch(insertion.id):
+        rule = "letters, digits and _, no digit first"
+        yield Illegal("E005", ("id",), f"`{insertion.id}` cannot be an id", rule)
+    if compose not in facts.composes:
+        label = f"composes by {' or '.join(facts.composes)}"
+        yield Illegal("E010", ("compose",), f"`{kind}` does not compose by `{compose}`", label)
+    for j, at in enumerate(insertion.at):
+        name = at if isinstance(at, str) else "module"
+        if name not in places_of(facts):
+            able = [n for n, other in all_deltas().items() if name in places_of(other)]
+            yield Illegal(
+                "E010",
+                ("at", j),
+                f"`{kind}` cannot stand at `{name}`",
+                help=(
+                    f"`{kind}` can stand at: {', '.join(places_of(facts))}",
+                    f"at `{name}` can stand: {', '.join(able)}",
+                ),
+            )
+    gate = insertion.gate
+    if gate is not None and gate.reads != "none" and not 0 < gate.init < 1:
+        where = ("compose", compose, *(() if compose == "gate" else ("gate",)), "init")
+        message = f"a gate that reads starts between 0 and 1, not at {gate.init:g}"
+        yield Illegal("E005", where, message, "sigmoid is never there")
+    yield from reading(insertion, facts, written)
+    yield from narrowing(insertion)
+
+
+def places_of(facts: type[DeltaOptions]) -> list[str]:
+    """The roles where a delta may stand, and `module` where it may stand at any."""
+    return [r for r in (*ROLES, "module") if any(fnmatchcase(r, glob) for glob in facts.sites)]
+
+
+def reading(
+    insertion: Insertion, facts: type[DeltaOptions], written: Collection[str]
+) -> Iterator[Illegal]:
+    """`form` and `reads` that mean nothing, or say two things."""
+    form, reads = insertion.form, insertion.reads
+    if facts.form is None:
+        for name in ("form", "reads"):
+            if name in written and getattr(insertion, name) is not None:
+                message = f"`{facts.kind}` reads nothing, so `{name}` has no meaning"
+                yield Illegal("E010", (name,), message)
+    elif form and reads and {"form", "reads"} <= set(written) and reads not in READS[form]:
+        message = f"`form: {form}` reads {READS[form][0]}; `reads: {reads}` says otherwise"
+        yield Illegal("E010", ("reads",), message, help=("leave one of the two out",))
+
+
+def narrowing(insertion: Insertion) -> Iterator[Illegal]:
+    """`layers`, `without` and `stack` beside an entry that has neither layer nor stack."""
+    for at in insertion.at:
+        glob = not isinstance(at, str)
+        name = f"module: {at.module}" if not isinstance(at, str) else at
+        help = ("say it in the glob: `*.0.*`",) if glob else ()
+        if insertion.layers.written != "all" and (glob or at == "embed.out"):
+            message = f"`{name}` has no layers to choose from"
+            yield Illegal("E010", ("layers",), message, help=help)
+        if insertion.without is not None and not insertion.layered:
+            message = f"`{name}` has no layers to leave out"
+            yield Illegal("E010", ("without",), message, help=help)
+        if insertion.stack != "any" and glob:
+            yield Illegal("E010", ("stack",), f"`{name}` has no stacks to choose from")
