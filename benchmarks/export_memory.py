@@ -115,7 +115,9 @@ def make_artifact(base: Path, folder: Path) -> None:
     assert stored is not None
     program = capture(model)
     for name, parameter in program.named_parameters():
-        stored.names[name] = stored.same_name(name, parameter.shape) or ""
+        alike = (k for k, t in stored.tensors.items() if t.shape == tuple(parameter.shape))
+        # A tied weight is in the file under its other name: the only tensor of its shape.
+        stored.names[name] = stored.same_name(name, parameter.shape) or next(alike)
     program.meta[STORED] = stored
     graph = peftc.apply("lora", program)
     graph.meta[APPLIED].reference = str(base)
@@ -149,8 +151,8 @@ def measure(home: Path, size: str, dtype: torch.dtype, *, sparse: bool) -> list[
     run_alone(make_artifact, base, home / "artifact")
     rows = []
     for weights, options in (
-        ("link", []),
-        ("link, merged", ["--weights", "link", "--fold", "merge"]),
+        ("link, unmerged", ["--weights", "link", "--fold", "unmerged"]),
+        ("link, merged", ["--weights", "link"]),
     ):
         out = home / "out"
         peak, seconds = exported(home / "artifact", out, *options)
