@@ -79,16 +79,25 @@ def check_free(folder: Path, *, force: bool = False) -> None:
         )
 
 
+def check_absent(path: Path, *, force: bool = False) -> None:
+    """Refuse to overwrite a file.
+
+    Raises:
+        PeftcError: E306 where it exists and `force` is not given.
+    """
+    if path.exists() and not force:
+        raise error(
+            "E306", f"{path} exists", help=("choose another name, or overwrite it with --force",)
+        )
+
+
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
     """Write one file, beside first and then renamed into place.
 
     Raises:
         PeftcError: E306 where it exists and `force` is not given, E503 where it cannot be written.
     """
-    if path.exists() and not force:
-        raise error(
-            "E306", f"{path} exists", help=("choose another name, or overwrite it with --force",)
-        )
+    check_absent(path, force=force)
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -137,7 +146,7 @@ def read_facts(path: Path, what: str, make: str) -> dict[str, Any]:
             f"{path.parent} is no {what}: it has no {path.name}",
             help=(f"make one with `{make}`",),
         ) from cause
-    except (ValueError, OSError) as cause:
+    except (ValueError, OSError, RecursionError) as cause:
         raise error("E303", f"{path} cannot be read: {cause}") from cause
     if not isinstance(facts, dict) or facts.get("format_version") != FORMAT:
         raise error("E308", f"{path} is not of format {FORMAT}")

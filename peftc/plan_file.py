@@ -6,15 +6,30 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from peftc.diagnostics import error
 from peftc.files import FORMAT, write_text
-from peftc.planner import Plan
 from peftc.spec import Spec, load_spec
 
-KIND = "peftc plan"
+if TYPE_CHECKING:  # the planner imports torch, and `check plan.json` is to do without
+    from peftc.planner import Plan
+
 COMPARED = ("model", "insertions", "unfrozen", "parameters")
+
+
+class Saved(BaseModel, extra="forbid", strict=True):
+    """The contents of a plan file: how the model is opened, what it was, and the plan."""
+
+    kind: Literal["peftc plan"]
+    format_version: Literal["1.0"]
+    options: dict[str, str | int | None]
+    config_sha256: str
+    commit: str | None
+    resolved_spec: dict[str, Any]
+    plan: dict[str, Any]
 
 
 def save_plan(plan: Plan, path: Path, model: Mapping[str, Any], *, force: bool = False) -> None:
@@ -26,21 +41,27 @@ def save_plan(plan: Plan, path: Path, model: Mapping[str, Any], *, force: bool =
         PeftcError: E306 where the file exists, E503 where it cannot be written.
     """
     config = plan.sites.program.signature.config
-    data = {
-        "kind": KIND,
-        "format_version": FORMAT,
-        "options": dict(model),
-        "config_sha256": config_hash(config),
-        "commit": getattr(config, "_commit_hash", None),
-        "resolved_spec": plan.spec.to_dict(),
-        "plan": plan.to_json(),
-    }
-    write_text(path, json.dumps(data, indent=1) + "\n", force=force)
+    saved = Saved(
+        kind="peftc plan",
+        format_version=FORMAT,
+        options=dict(model),
+        config_sha256=config_hash(config),
+        commit=getattr(config, "_commit_hash", None),
+        resolved_spec=plan.spec.to_dict(),
+        plan=plan.to_json(),
+    )
+    write_text(path, json.dumps(saved.model_dump(), indent=1) + "\n", force=force)
 
 
 def is_plan(path: str) -> bool:
-    """Whether a command-line argument names a plan file rather than a spec."""
-    return path.endswith(".json") and Path(path).is_file()
+    """Whether a command-line argument names a plan rather than a spec, which JSON may be too."""
+    if not path.endswith(".json") or not Path(path).is_file():
+        return False
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # `read_plan` says what is wrong with it
+    return not (isinstance(data, dict) and "peftc" in data)
 
 
 def read_plan(path: str) -> tuple[Spec, dict[str, Any]]:
@@ -51,15 +72,25 @@ def read_plan(path: str) -> tuple[Spec, dict[str, Any]]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["kind"] != KIND or data["format_version"] != FORMAT:
-            raise ValueError
-        return load_spec(data["resolved_spec"]), data
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+        saved = Saved.model_validate(data)
+        return load_spec(saved.resolved_spec), saved.model_dump()
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(
             "E304",
             f"{path} is no plan that this version reads",
+            notes=why(cause),
             help=("make it again: peftc plan SPEC MODEL -o plan.json",),
         ) from cause
+
+
+def why(cause: Exception) -> tuple[str, ...]:
+    """What is wrong with a plan file: the first field that does not fit, or how it is no JSON."""
+    if isinstance(cause, ValidationError):
+        first = cause.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        return (f"{where}: {said}" if where else said,)
+    return (str(cause).splitlines()[0],) if isinstance(cause, json.JSONDecodeError) else ()
 
 
 def check_plan(data: Mapping[str, Any], found: Mapping[str, Any], config: Any, path: str) -> None:
@@ -75,7 +106,7 @@ def check_plan(data: Mapping[str, Any], found: Mapping[str, Any], config: Any, p
     if data["config_sha256"] != config_hash(config):
         notes.append("the configuration differs")
     then = data["plan"]
-    notes += [f"{k} differ" for k in COMPARED if then[k] != found[k]]
+    notes += [f"{k} differ" for k in COMPARED if then.get(k) != found[k]]
     if notes:
         raise error(
             "E301",

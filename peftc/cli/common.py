@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -84,3 +84,8 @@ def obey(*, quiet: bool, verbose: bool, debug: bool, color: str, offline: bool) 
     MANNER.quiet, MANNER.verbose, MANNER.color = quiet, verbose, color
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def examples(lines: Sequence[str]) -> str | None:
+    """Command lines as the end of a help text; an empty line keeps them apart."""
+    return "\n\n".join(["Examples:", *lines]) if lines else None

@@ -8,14 +8,15 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import peftc
 from peftc.cli import verbs
-from peftc.cli.common import with_common
+from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.machine import machine_error
@@ -49,33 +50,38 @@ def root(
 
 
 def build() -> typer.Typer:
-    """The program with every verb: modules of `peftc.cli.verbs`, in their own order.
+    """The program with every verb: modules of `peftc.cli.verbs`, in their own order."""
+    names = [m.name for m in pkgutil.iter_modules(verbs.__path__)]
+    modules = [importlib.import_module(f"{verbs.__name__}.{n}") for n in names]
+    modules.sort(key=lambda m: m.ORDER)
 
-    A module is called as its verb, with an underscore behind it where that is a keyword.
-    """
+    class InOrder(TyperGroup):
+        """Verbs in their own order; typer would list those with verbs below them last."""
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            return [verb_of(m) for m in modules]
+
     app = typer.Typer(
+        cls=InOrder,
         help=ABOUT,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog=examples(EXAMPLES),
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
-    names = [m.name for m in pkgutil.iter_modules(verbs.__path__)]
-    modules = [importlib.import_module(f"{verbs.__name__}.{n}") for n in names]
-    for module in sorted(modules, key=lambda m: m.ORDER):
-        function = module.__name__.rpartition(".")[2]
-        name = function.rstrip("_")
+    for module in modules:
         epilog = examples(getattr(module, "EXAMPLES", ()))
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, epilog=epilog)
+            app.add_typer(module.app, name=verb_of(module), epilog=epilog)
         else:
-            app.command(name, epilog=epilog)(with_common(getattr(module, function)))
+            function = getattr(module, module.__name__.rpartition(".")[2])
+            app.command(verb_of(module), epilog=epilog)(with_common(function))
     return app
 
 
-def examples(lines: Sequence[str]) -> str | None:
-    """Command lines as the end of a help text; an empty line keeps them apart."""
-    return "\n\n".join(["Examples:", *lines]) if lines else None
+def verb_of(module: ModuleType) -> str:
+    """The verb of a module: its name, without the underscore that a keyword needs."""
+    return module.__name__.rpartition(".")[2].rstrip("_")
 
 
 def main(argv: list[str] | None = None) -> None:

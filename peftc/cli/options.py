@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,11 +10,44 @@ import typer
 from peftc.cli.common import PANEL
 from peftc.diagnostics import error
 
-SpecArgument = Annotated[str, typer.Argument(help="A shipped name (houlsby) or a path.")]
-ModelArgument = Annotated[str, typer.Argument(help="A folder or a hub name.")]
+MODEL_PANEL = "Model options"
+
+
+def spec_names(incomplete: str) -> list[str]:
+    """Shipped specs that begin so, for completion in a shell."""
+    from peftc.spec.catalogue import names
+
+    return [n for n in names() if n.startswith(incomplete)]
+
+
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A shipped name (houlsby), a path, or a saved plan.",
+        autocompletion=spec_names,
+    ),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder or a hub name; config.json is enough.")
+]
+PlannedModel = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="A folder or a hub name; a plan names its own."),
+]
+ArtifactArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="An artifact folder, or one of its runs.")
+]
+Base = Annotated[str | None, typer.Option(help="The base model, if not where it was.")]
 StaticLength = Annotated[
     int | None,
-    typer.Option("--static-length", min=1, help="Capture for inputs of exactly N tokens."),
+    typer.Option(
+        "--static-length",
+        min=1,
+        metavar="N",
+        help="Capture for inputs of exactly N tokens.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Json = Annotated[
     bool,
@@ -26,15 +60,49 @@ Set = Annotated[
 ]
 Task = Annotated[
     str | None,
-    typer.Option(help="The head: sequence-classification, token-classification, causal-lm, ..."),
+    typer.Option(
+        metavar="TASK",
+        help="The head: sequence-classification, token-classification, causal-lm, ...",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
-Labels = Annotated[str | None, typer.Option(help="Labels: a number, or names with commas.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa or eager.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|A,B,C",
+        help="Labels: a number, or names with commas.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A branch, tag or commit of a hub model.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.", rich_help_panel=MODEL_PANEL),
+]
+Attn = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="Attention: sdpa or eager.", rich_help_panel=MODEL_PANEL),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run model code from the hub.", rich_help_panel=MODEL_PANEL
+    ),
+]
 RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Build the model from its config alone.")
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="Build the model from its config alone.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 
 Without = Annotated[

@@ -62,8 +62,17 @@ def read_source(path: Path) -> Source:
     """Parse a file.
 
     Raises:
-        PeftcError: E001 for text that is not YAML, E002 for a key given twice, E011 for YAML
-            features that specs do not have, E012 for a file too large, E006 for none at all.
+        PeftcError: as `read_text`; E001 for text that is not YAML, E002 for a key given twice,
+            E011 for YAML features that specs do not have.
+    """
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, of a size that a spec may have.
+
+    Raises:
+        PeftcError: E001 for another encoding, E012 for a file too large, E006 for none at all.
     """
     try:
         size = path.stat().st_size
@@ -77,10 +86,9 @@ def read_source(path: Path) -> Source:
             help=("check its permissions: ls -l shows them",),
         ) from cause
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
         raise not_utf8(str(path), data, cause) from cause
-    return parse(text, str(path))
 
 
 def too_large(file: str, size: int) -> PeftcError:

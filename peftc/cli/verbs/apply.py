@@ -16,6 +16,7 @@ from peftc.cli.options import (
     Json,
     Labels,
     Only,
+    PlannedModel,
     RandomWeights,
     Revision,
     Set,
@@ -24,20 +25,26 @@ from peftc.cli.options import (
     Task,
     Trust,
     Without,
-    assignments,
     open_model,
 )  # fmt: skip
+from peftc.cli.spec_argument import OPENING, spec_and_options
 
 ORDER = 5
+EXAMPLES = (
+    "peftc apply plan.json -o out",
+    "peftc apply lora MODEL -o out --task sequence-classification --labels neg,pos",
+    "peftc apply houlsby ./config-only -o out --random-weights",
+    "peftc apply out --without 0-4 -o less",
+)
 
 
 def apply(
     spec: SpecArgument,
-    model: Annotated[
-        str | None, typer.Argument(help="A folder or a hub name; a plan names its own.")
-    ] = None,
+    model: PlannedModel = None,
     *,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The artifact folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="The artifact folder to write.")
+    ],
     set: Set = None,
     task: Task = None,
     labels: Labels = None,
@@ -59,8 +66,6 @@ def apply(
     """
     from peftc.diagnostics import error
     from peftc.files import check_free
-    from peftc.plan_file import check_plan, is_plan, read_plan
-    from peftc.spec import load_spec
 
     if insertion is not None and without is None:
         raise error("E008", "--insertion says of which insertion --without leaves out layers")
@@ -69,33 +74,25 @@ def apply(
                  "--dtype": dtype, "--attn": attn, "--static-length": static_length}  # fmt: skip
         drop(Path(spec), model, without, insertion, given, out, force=force, json=json)
         return
-    options: dict[str, Any] = {
-        "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
-        "attn": attn, "static_length": static_length,
-    }  # fmt: skip
-    planned = None
-    if is_plan(spec):
-        resolved, planned = read_plan(spec)
-        options |= {k: v for k, v in planned["options"].items() if options[k] is None}
-        if set or without:
-            raise error("E008", "a plan is resolved: give --set to `peftc plan`")
-    else:
-        resolved = load_spec(spec, set=assignments(set))
-        if without is not None:
-            resolved = resolved.without(without, insertion)
-    if options["model"] is None:
-        raise error("E008", "no model is given", help=("peftc apply SPEC MODEL -o DIR",))
+    given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
+             "static_length": static_length}  # fmt: skip
+    resolved, options, planned = spec_and_options(spec, model, set, given)
+    if without is not None:
+        if planned is not None:
+            raise error("E008", f"--without: {spec} is a saved plan, which has decided the layers")
+        resolved = resolved.without(without, insertion)
     model = str(options["model"])
     check_free(out, force=force)
     import peftc
     from peftc.api import APPLIED
+    from peftc.plan_file import check_plan
 
     steps: list[tuple[str, str, float]] = []
     start = time.perf_counter()
     with progress(f"loading {model}"):
         loaded = open_model(
             model, trust=trust, random_weights=random_weights,
-            **{k: v for k, v in options.items() if k not in ("model", "static_length")},
+            **{n: options[n] for n in OPENING},
         )  # fmt: skip
     steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))
     start = time.perf_counter()

@@ -7,24 +7,27 @@ from typing import Annotated
 import typer
 
 from peftc.cli.console import complain, emit, note, say
-from peftc.cli.options import Json, Set, assignments
+from peftc.cli.options import Json, Set
+from peftc.cli.spec_argument import read_spec
 
 ORDER = 3
+EXAMPLES = ("peftc check my.yaml", "peftc check my.yaml lora --set rank=16")
 
 
 def check(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Shipped names or paths.")],
+    specs: Annotated[
+        list[str], typer.Argument(metavar="SPEC", help="Shipped names, paths, or saved plans.")
+    ],
     set: Set = None,
     json: Json = False,
 ) -> None:
     """Check specs: the language only, no model is loaded."""
     from peftc.diagnostics import PeftcError
-    from peftc.spec import load_spec
 
     results, code = [], 0
     for name in specs:
         try:
-            spec = load_spec(name, set=assignments(set))
+            spec, _ = read_spec(name, set)
             results.append({"spec": name, "ok": True, "insertions": len(spec.insert)})
             if not json:
                 say(f"ok  {name}: {spec.name}, {len(spec.insert)} insertion(s)")

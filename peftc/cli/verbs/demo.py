@@ -12,7 +12,8 @@ import typer
 from peftc.cli.console import emit, note, progress, say, table
 from peftc.cli.options import Force, Json
 
-ORDER = 9
+ORDER = 10
+EXAMPLES = ("peftc demo", "peftc demo -o here --steps 40")
 SPEC, LABELS, STEPS = "houlsby", "past,future", 120
 FORMATS = ("onnx", "torchscript")
 

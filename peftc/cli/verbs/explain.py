@@ -14,10 +14,11 @@ from peftc.cli.options import Json
 from peftc.diagnostics import error
 
 ORDER = 12
+EXAMPLES = ("peftc explain E101",)
 
 
 def explain(
-    code: Annotated[str, typer.Argument(help="A code, as E101.")],
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A code, as E101.")],
     json: Json = False,
 ) -> None:
     """Explain an error or a warning at length, with what to write instead."""

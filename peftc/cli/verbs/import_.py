@@ -10,7 +10,7 @@ import typer
 from peftc.cli.console import emit, progress, say
 from peftc.cli.options import Attn, Dtype, Force, Json, Labels, Task, Trust, open_model
 
-ORDER = 10
+ORDER = 9
 EXAMPLES = (
     "peftc import lora-checkpoint --model bert-base-uncased -o out",
     "peftc export out --to peft",

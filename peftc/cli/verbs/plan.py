@@ -14,55 +14,69 @@ from peftc.cli.options import (
     Force,
     Json,
     Labels,
-    ModelArgument,
+    PlannedModel,
     Revision,
     Set,
     SpecArgument,
     StaticLength,
     Task,
     Trust,
-    assignments,
     open_model,
 )  # fmt: skip
+from peftc.cli.spec_argument import OPENING, spec_and_options
+from peftc.files import check_absent
 
 ORDER = 4
+EXAMPLES = (
+    "peftc plan lora MODEL",
+    "peftc plan my.yaml MODEL --set rank=16 -o plan.json --html plan.html",
+    "peftc plan houlsby MODEL --task sequence-classification --labels neg,pos --all-sites",
+)
 
 
 def plan(
     spec: SpecArgument,
-    model: ModelArgument,
+    model: PlannedModel = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Save the plan, for `peftc apply`."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it as a page of its own.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture.")] = None,
+    all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     set: Set = None,
+    force: Force = False,
     task: Task = None,
     labels: Labels = None,
     revision: Revision = None,
+    dtype: Dtype = None,
     attn: Attn = None,
     static_length: StaticLength = None,
     trust: Trust = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Save the plan, for `peftc apply`.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Draw it as a page of its own.")] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw it as a picture.")] = None,
-    dtype: Dtype = None,
-    force: Force = False,
-    all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what apply would insert and train, site by site. No weights are read."""
-    import peftc
-    from peftc.spec import load_spec
+    """Show what apply would insert and train. No weights are read.
 
-    resolved = load_spec(spec, set=assignments(set))
+    A saved plan as SPEC is made again, and refused where the model is no longer the same.
+    """
+    given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
+             "static_length": static_length}  # fmt: skip
+    resolved, options, planned = spec_and_options(spec, model, set, given)
+    for path in (out, html, svg):
+        if path is not None:
+            check_absent(path, force=force)
+    import peftc
+    from peftc.plan_file import check_plan
+
+    model = str(options["model"])
     with progress(f"capturing {model}"):
-        loaded = open_model(
-            model, task=task, labels=labels, revision=revision, attn=attn, trust=trust,
-            dtype=dtype, weights=False,
-        )  # fmt: skip
-        made = peftc.plan(resolved, loaded, static_length=static_length)
-    options = {
-        "model": model, "task": task, "labels": labels, "revision": revision, "dtype": dtype,
-        "attn": attn, "static_length": static_length,
-    }  # fmt: skip
+        loaded = open_model(model, trust=trust, weights=False,
+                            **{n: options[n] for n in OPENING})  # fmt: skip
+        made = peftc.plan(resolved, loaded, static_length=options["static_length"])
+    if planned is not None:
+        check_plan(planned, made.to_json(), made.sites.program.signature.config, spec)
     written = write(made, options, out, html, svg, force=force)
     if json:
         emit({**made.to_json(), "written": [str(p) for p in written]})

@@ -9,14 +9,22 @@ from typing import Annotated
 
 import typer
 
-from peftc.cli.common import with_common
+from peftc.cli.common import examples, with_common
 from peftc.cli.console import emit, hint, say, table
-from peftc.cli.options import Json
-from peftc.diagnostics import error
+from peftc.cli.options import Force, Json, spec_names
+from peftc.cli.spec_argument import read_spec
 
 ORDER = 1
+EXAMPLES = ("peftc specs ls", "peftc specs show lora", "peftc specs cp lora my.yaml")
 app = typer.Typer(help="The shipped specs: list, show, copy, compare.")
-Name = Annotated[str, typer.Argument(help="A shipped name or a path.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A shipped name, a path, or a saved plan.",
+        autocompletion=spec_names,
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -26,7 +34,7 @@ def default(context: typer.Context) -> None:
         list_specs(as_json=False)
 
 
-@app.command("ls", epilog="Example:\n\npeftc specs ls")
+@app.command("ls", epilog=examples(("peftc specs ls", "peftc specs ls --json")))
 @with_common
 def ls(json: Json = False) -> None:
     """List the shipped specs: what each changes, and what h becomes."""
@@ -79,7 +87,7 @@ def list_specs(*, as_json: bool) -> None:
     hint("Copy one:  peftc specs cp lora my.yaml")
 
 
-@app.command("show")
+@app.command("show", epilog=examples(("peftc specs show lora", "peftc specs show mam --expanded")))
 @with_common
 def show(
     name: Name,
@@ -89,37 +97,40 @@ def show(
     json: Json = False,
 ) -> None:
     """Print a spec as it is written, or expanded."""
-    from peftc.spec import load_spec
-    from peftc.spec.load import find
-
-    path = find(name, Path.cwd())
     if json:
-        emit({"name": name, "spec": load_spec(name).to_dict()})
-        return
-    sys.stdout.write(load_spec(name).to_yaml() if expanded else path.read_text(encoding="utf-8"))
+        emit({"name": name, "spec": read_spec(name)[0].to_dict()})
+    else:
+        sys.stdout.write(read_spec(name)[0].to_yaml() if expanded else as_written(name))
 
 
-@app.command("cp")
+def as_written(name: str) -> str:
+    """The text of a spec's file; a plan holds its spec expanded."""
+    from peftc.plan_file import is_plan
+    from peftc.spec.load import find
+    from peftc.spec.source import read_text
+
+    if is_plan(name):
+        return read_spec(name)[0].to_yaml()
+    return read_text(find(name, Path.cwd()))
+
+
+@app.command("cp", epilog=examples(("peftc specs cp lora my.yaml",)))
 @with_common
 def cp(
     name: Name,
-    file: Annotated[Path, typer.Argument(help="Where to copy it to.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to copy it to.")],
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Copy a spec, to change it."""
-    from peftc.spec.load import find
+    from peftc.files import write_text
 
-    source = find(name, Path.cwd())
-    if file.exists():
-        raise error("E306", f"{file} exists", help=("give another name",))
-    try:
-        file.write_text(with_modeline(source.read_text(encoding="utf-8")), encoding="utf-8")
-    except OSError as cause:
-        raise error("E503", f"cannot write {file}: {cause.strerror or cause}") from cause
+    write_text(file, with_modeline(as_written(name)), force=force)
     if json:
         emit({"ok": True, "out": str(file)})
-    else:
-        say(f"wrote {file}.  Next:  peftc check {file}")
+        return
+    say(f"wrote {file}")
+    hint(f"Next:  peftc check {file}")
 
 
 def with_modeline(text: str) -> str:
@@ -132,13 +143,11 @@ def with_modeline(text: str) -> str:
     return f"{MODELINE}{schema_path().resolve().as_uri()}\n{''.join(lines)}"
 
 
-@app.command("diff")
+@app.command("diff", epilog=examples(("peftc specs diff lora my.yaml",)))
 @with_common
 def diff(a: Name, b: Name, json: Json = False) -> None:
     """Compare two specs, both expanded."""
-    from peftc.spec import load_spec
-
-    texts = [load_spec(n).to_yaml().splitlines(keepends=True) for n in (a, b)]
+    texts = [read_spec(n)[0].to_yaml().splitlines(keepends=True) for n in (a, b)]
     lines = list(difflib.unified_diff(*texts, fromfile=a, tofile=b))
     if json:
         emit({"same": not lines, "difference": [line.rstrip("\n") for line in lines]})
