@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 # The first digit of a code is its family, and a family has one exit code.
 EXIT_CODES = {"0": 2, "1": 3, "2": 4, "3": 5, "4": 6, "5": 7}
 LONGEST = 200  # characters of a source line that are shown where nothing wraps
+MOST = 100  # mistakes of one file that are said
 
 
 @dataclass(frozen=True)
@@ -142,3 +145,27 @@ def error(
 ) -> PeftcError:
     """A `PeftcError` of one diagnostic, to be raised by the caller."""
     return PeftcError([Diagnostic(code, message, span, label, notes, help)])
+
+
+class Mistakes(list[Diagnostic]):
+    """What is wrong with a file, found one after the other; so many end the reading of it.
+
+    Raises:
+        PeftcError: with all of them, by whatever is added when there are `MOST`.
+    """
+
+    def append(self, mistake: Diagnostic) -> None:
+        """Add one."""
+        self.extend([mistake])
+
+    def extend(self, mistakes: Iterable[Diagnostic]) -> None:
+        """Add several."""
+        super().extend(mistakes)
+        if len(self) > MOST:
+            last = self[MOST - 1]
+            notes = (*last.notes, f"there is more: after {MOST} mistakes reading stops")
+            raise PeftcError([*self[: MOST - 1], replace(last, notes=notes)])
+
+    def __iadd__(self, mistakes: Iterable[Diagnostic]) -> Self:  # type: ignore[override]
+        self.extend(mistakes)
+        return self

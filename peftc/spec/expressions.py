@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from peftc.spec.source import LARGEST
+
 OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -43,6 +45,8 @@ def evaluate(text: str, variables: Mapping[str, Any]) -> Any:
     except (SyntaxError, RecursionError, MemoryError) as cause:
         raise ValueError("not an expression") from cause
     value = walk(tree.body, variables)
+    if not abs(value) <= LARGEST:
+        raise ValueError("too large a number")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

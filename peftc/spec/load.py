@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from peftc.diagnostics import Diagnostic, PeftcError, Span, error
+from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
 from peftc.spec.catalogue import names, path_of
 from peftc.spec.deltas import all_deltas
 from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.layers import Layers
 from peftc.spec.legal import illegal, narrowing
-from peftc.spec.problems import diagnostics, near, shown
+from peftc.spec.problems import clipped, diagnostics, listed, near, shown
 from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
-from peftc.spec.source import Source, parse, read_source
+from peftc.spec.source import VALUES, Source, parse, read_source
 
 NESTING = 8  # of `use`: more is taken for a circle
+USES = 200  # in all: specs that use others twice over grow without end
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The files whose `use` led here, and the number of values of each spec used so far."""
+
+    files: tuple[str, ...] = ()
+    used: list[int] = field(default_factory=list)
 
 
 class Spec:
@@ -91,7 +101,7 @@ class Spec:
         known = {i.id: i for i in self.insert}
         if insertion is not None and insertion not in known:
             help = [f"did you mean `{n}`?" for n in near(insertion, known)]
-            help.append(f"insertions: {', '.join(known) or 'none'}")
+            help.append(f"insertions: {listed(known)}")
             message = f"`{insertion}` is no insertion of {self.name}"
             raise error("E004", message, help=tuple(help))
         chosen = [i for i in self.insert if i.layered and insertion in (None, i.id)]
@@ -185,12 +195,12 @@ def resolve(
     source: Source,
     given: dict[str, Any],
     base: Path,
-    chain: tuple[str, ...] = (),
+    trail: Trail | None = None,
     spans: Mapping[str, Span | None] | None = None,
 ) -> Spec:
     """Resolve a parsed spec with some of its variables given.
 
-    `chain` are the files whose `use` led here, and `spans` the places of the given values.
+    `trail` is how `use` led here, and `spans` are the places of the given values.
 
     Raises:
         PeftcError: with every mistake of the spec, and of those it uses.
@@ -199,7 +209,7 @@ def resolve(
     if not isinstance(data, dict):
         help = ("it begins with:  peftc: 1", "copy one: peftc specs cp lora my.yaml")
         raise error("E005", "a spec is a mapping", span=source.span(), help=help)
-    bad: list[Diagnostic] = []
+    bad, trail = Mistakes(), trail or Trail()
     variables = variables_of(data, given, source, spans or {}, bad)
     filled = {
         k: substituted(v, (k,), variables, source, bad) for k, v in data.items() if k != "vars"
@@ -223,7 +233,7 @@ def resolve(
     for k, part in enumerate(parts):
         if isinstance(part, Use):
             try:
-                inner = used(part, k, source, base, chain, bad)
+                inner = used(part, k, source, base, trail, bad)
             except PeftcError as refusal:
                 bad += refusal.diagnostics
                 continue
@@ -240,9 +250,7 @@ def resolve(
     return Spec(written, insert, unfreeze, source, places, variables)
 
 
-def check_fold(
-    written: Written, insert: list[Insertion], source: Source, bad: list[Diagnostic]
-) -> None:
+def check_fold(written: Written, insert: list[Insertion], source: Source, bad: Mistakes) -> None:
     """Every id under `export.fold` is an insertion that can be merged: E004, E402."""
     if written.export is None or not isinstance(written.export.fold, list):
         return
@@ -259,12 +267,12 @@ def check_fold(
             bad.append(Diagnostic("E402", message, span, help=help))
         else:
             help = [f"did you mean `{n}`?" for n in near(name, known)]
-            help.append(f"insertions: {', '.join(known) or 'none'}; or reparam")
+            help.append(f"insertions: {listed(known)}; or reparam")
             message = f"`{name}` is no insertion of this spec"
             bad.append(Diagnostic("E004", message, span, help=tuple(help)))
 
 
-def entry_of(entry: Any, k: int, source: Source, bad: list[Diagnostic]) -> Insertion | Use | None:
+def entry_of(entry: Any, k: int, source: Source, bad: Mistakes) -> Insertion | Use | None:
     """One entry of `insert`: a use of another spec, or an insertion."""
     model = Use if isinstance(entry, dict) and "use" in entry else Insertion
     try:
@@ -286,7 +294,7 @@ def in_order(d: Diagnostic, source: Source) -> tuple[bool, int, int]:
     return d.span.file != source.file, d.span.line, d.span.column
 
 
-def duplicate_ids(parts: list[Any], source: Source, bad: list[Diagnostic]) -> None:
+def duplicate_ids(parts: list[Any], source: Source, bad: Mistakes) -> None:
     """Two insertions of one id would share their parameters' names."""
     seen: dict[str, int] = {}
     for k, part in enumerate(parts):
@@ -309,7 +317,7 @@ def variables_of(
     given: dict[str, Any],
     source: Source,
     spans: Mapping[str, Span | None],
-    bad: list[Diagnostic],
+    bad: Mistakes,
 ) -> dict[str, Any]:
     """The spec's variables, with those given in place of its own.
 
@@ -323,7 +331,7 @@ def variables_of(
     for name, value in given.items():
         if name not in own:
             help = [f"did you mean `{n}`?" for n in near(name, own)]
-            help.append(f"variables of `{spec}`: {', '.join(own) or 'none'}")
+            help.append(f"variables of `{spec}`: {listed(own)}")
             message = f"`{name}` is no variable of `{spec}`"
             bad.append(Diagnostic("E007", message, spans.get(name), help=tuple(help)))
         elif not same_kind(value, own[name]):
@@ -347,7 +355,7 @@ def same_kind(value: Any, other: Any) -> bool:
 
 
 def substituted(
-    value: Any, where: tuple, variables: Mapping[str, Any], source: Source, bad: list[Diagnostic]
+    value: Any, where: tuple, variables: Mapping[str, Any], source: Source, bad: Mistakes
 ) -> Any:
     """The value with every expression evaluated."""
     if isinstance(value, dict):
@@ -361,28 +369,33 @@ def substituted(
     except KeyError as cause:
         name = str(cause.args[0])
         help = [f"did you mean `${n}`?" for n in near(name, variables)]
-        help.append(f"variables: {', '.join(variables) or 'none'}")
+        help.append(f"variables: {listed(variables)}")
         message = f"`${name}` is not a variable of this spec"
     except ValueError as cause:
-        message, help = f"`{value}`: {cause}", ["only $names, numbers and + - * / can be used"]
+        message, help = (
+            f"`{clipped(value)}`: {cause}",
+            ["only $names, numbers and + - * / can be used"],
+        )
     bad.append(Diagnostic("E007", message, source.span(*where), help=tuple(help)))
     return 1  # a stand-in, so that the rest is still checked
 
 
-def used(
-    part: Use, k: int, source: Source, base: Path, chain: tuple[str, ...], bad: list[Diagnostic]
-) -> Spec:
+def used(part: Use, k: int, source: Source, base: Path, trail: Trail, bad: Mistakes) -> Spec:
     """The insertions of another spec, named after the entry that uses it."""
     span = source.span("insert", k, "use")
     home = Path(source.file).parent if Path(source.file).is_file() else base
     path = find(part.use, home, span)
-    chain = (*chain, source.file)
-    met = [str(Path(c).resolve()) for c in chain]
-    if str(path.resolve()) in met or len(chain) > NESTING:
-        names = " > ".join(Path(c).name for c in (*chain, path))
+    files = (*trail.files, source.file)
+    if path.resolve() in [Path(f).resolve() for f in files] or len(files) > NESTING:
+        names = " > ".join(Path(f).name for f in (*files, path))
         raise error("E009", f"specs use one another in a circle: {names}", span=span)
+    if len(trail.used) >= USES or sum(trail.used) > VALUES:
+        message = f"this uses more than {USES} specs, or specs of more than {VALUES:,} values"
+        raise error("E012", message, span=span)
+    brought = read_source(path)
+    trail.used.append(len(brought.values))
     spans = {n: source.key("insert", k, "set", n) for n in part.set}
-    inner = resolve(read_source(path), dict(part.set), path.parent, chain, spans)
+    inner = resolve(brought, dict(part.set), path.parent, Trail(files, trail.used), spans)
     changes = {
         n: getattr(part, n)
         for n in ("layers", "without", "stack", "optional")

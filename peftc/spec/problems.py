@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 import types
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from peftc.diagnostics import Diagnostic
+from peftc.diagnostics import MOST, Diagnostic
 from peftc.spec.source import Source
 
 KINDS = {
@@ -33,10 +35,11 @@ def diagnostics(
     """One diagnostic for each mistake of a validated part, in the order of the file."""
     found: list[Diagnostic] = []
     errors = failure.errors()
-    for one in errors:
+    inside = Counter(e["loc"][:k] for e in errors for k in range(len(e["loc"]) + 1))
+    for one in errors[: 10 * MOST]:  # some are of one mistake
         around = one["loc"][:-1]
-        inside = any(e is not one and e["loc"][: len(around)] == around for e in errors)
-        if one["type"] == "literal_error" and isinstance(one["input"], dict) and around and inside:
+        mapping = one["type"] == "literal_error" and isinstance(one["input"], dict)
+        if mapping and around and inside[around] > 1:
             continue  # the other branch of a union says what is wrong inside
         names_key = one["type"] in ("missing", "extra_forbidden")
         where = in_file(prefix, one["loc"], source, names_key=names_key)
@@ -75,7 +78,7 @@ def diagnostic(one: Any, where: tuple, source: Source, allowed: list[str]) -> Di
         key = next((p for p in reversed(where) if isinstance(p, str)), name)
         return Diagnostic(
             "E004",
-            f"`{one['input']}` is not a valid `{key}`",
+            f"`{clipped(str(one['input']))}` is not a valid `{key}`",
             source.span(*where),
             help=tuple(help),
         )
@@ -109,13 +112,24 @@ def is_number(value: Any) -> bool:
 def shown(value: Any) -> str:
     """A value as it might have been written, short."""
     text = repr(value) if isinstance(value, str) else str(value)
-    text = {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
+    return clipped({"None": "nothing", "True": "true", "False": "false"}.get(text, text))
+
+
+def clipped(text: str) -> str:
+    """At most 40 characters."""
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def near(word: str, choices: Iterable[str], count: int = 1) -> list[str]:
-    """The choices that `word` may be a misspelling of."""
-    return difflib.get_close_matches(word, list(choices), count, 0.6)
+    """The choices that `word` may be a misspelling of; not looked for among very many."""
+    return difflib.get_close_matches(word, list(islice(choices, 500)), count, 0.6)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them, the first thirty where there are more."""
+    every = list(names)
+    rest = f" and {len(every) - 30} more" if len(every) > 30 else ""
+    return ", ".join(every[:30]) + rest if every else "none"
 
 
 def deduplicated(found: list[Diagnostic]) -> list[Diagnostic]:

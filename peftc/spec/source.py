@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import yaml
 
-from peftc.diagnostics import Diagnostic, PeftcError, Span, error
+from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
 
-LIMIT = 1 << 20  # bytes; no spec is near it, and a hostile file stops here
+# No spec is near these; a hostile file stops here.
+LIMIT = 1 << 20  # bytes
+VALUES = 20_000
 DEPTH = 40
+LARGEST = 2**31 - 1  # integers: that many of anything, times a width, is a number that torch has
 Where = tuple[str | int, ...]
 
 
@@ -133,10 +137,10 @@ def parse(text: str, file: str) -> Source:
         raise error("E001", f"{file} is not valid YAML: {str(cause).splitlines()[0]}") from cause
     if node is None:
         raise error("E001", f"{file} is empty", help=("copy one: peftc specs cp lora my.yaml",))
-    duplicates: list[Diagnostic] = []
-    source.data = build(node, (), source, loader, duplicates)
-    if duplicates:
-        raise PeftcError(duplicates)
+    wrong = Mistakes()
+    source.data = build(node, (), source, loader, wrong)
+    if wrong:
+        raise PeftcError(wrong)
     return source
 
 
@@ -191,9 +195,12 @@ def neighbours(lines: list[str], line: int) -> str:
 
 
 def refuse_features(text: str, source: Source) -> None:
-    """Refuse anchors, aliases, tags, directives and deep nesting before anything is built."""
+    """Refuse anchors, aliases, tags, deep nesting and masses before anything is built."""
     depth = 0
-    for event in yaml.parse(text, Loader=Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=Loader)):
+        if count > VALUES:
+            message = f"{source.file} has more than {VALUES:,} values"
+            raise error("E012", message, help=("is it a spec? they have a few dozen",))
         feature = None
         if isinstance(event, yaml.AliasEvent):
             feature = "aliases"
@@ -242,7 +249,15 @@ def build(
         return [build(n, (*where, k), source, loader, bad) for k, n in enumerate(node.value)]
     if node.tag not in PLAIN:
         return node.value
-    return loader.construct_object(node, deep=True)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except ValueError:  # thousands of digits
+        value = math.inf
+    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+        here = source.values[where]
+        bad.append(Diagnostic("E005", "no number here can be that large", here, "beyond 2^31"))
+        return 1
+    return value
 
 
 def node_span(source: Source, node: yaml.Node) -> Span:
