@@ -37,14 +37,15 @@ class Backend(ABC):
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # the pip extra that it needs
     links: ClassVar[bool] = False  # whether its files can point into the base's own
+    streams: ClassVar[bool] = False  # whether it takes weights one at a time, as it writes them
     requires: ClassVar[tuple[str, ...]] = ()  # the modules that the extra brings
     runner: ClassVar[Path]
     ships: ClassVar[tuple[Path, ...]] = ()  # scripts that go beside the model
-    merges: ClassVar[bool] = True  # whether pieces are merged into the weights that it writes
+    merges: ClassVar[bool | None] = None  # whether pieces are always, or never, merged
     real_only: ClassVar[bool] = False  # whether outputs at padding are another matter
 
-    def check(self, graph: Program) -> None:  # noqa: B027 (most formats take every graph)
-        """Refuse what the format cannot express, before anything is written."""
+    def check(self, graph: Program, program: Program) -> None:  # noqa: B027 (most take every graph)
+        """Refuse a graph that the format cannot express; `program` is what it was folded to."""
 
     def arguments(self, graph: Program, folder: Path) -> tuple[str, ...]:
         """What the runner is given besides, made in a folder that it may read."""

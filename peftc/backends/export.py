@@ -38,7 +38,7 @@ def export(
     name: str = "model",
     force: bool = False,
 ) -> Exported:
-    """Write `graph` for deployment, "onnx" or "torchscript", or as a checkpoint of "peft".
+    """Write `graph` for deployment, "onnx" or "torchscript", or as a checkpoint, "hf" or "peft".
 
     The graph itself is unchanged. `weights="link"`, the default of ONNX where the base lies in
     safetensors files on the same disk, leaves frozen weights in those files, which the folder
@@ -51,7 +51,8 @@ def export(
     Raises:
         PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages,
             E408 where PEFT has no form of the graph, E409 for an unknown option, E410 where weights
-            cannot be linked, E501 where the disk has too little room.
+            cannot be linked, E411 where a checkpoint of "hf" cannot hold it, E501 where the disk
+            has too little room.
     """
     target = backend(kind)
     target.check_installed()
@@ -64,17 +65,24 @@ def export(
     check_free(top, force=force)
     if fold not in FOLDS:
         raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
-    target.check(graph)
-    stored = files_to_link(graph, target, weights, top)
+    if target.merges and fold != "auto":
+        raise error(
+            "E405",
+            f"fold: {fold}: {kind} has every piece merged",
+            help=("leave --fold out", "onnx and torchscript keep pieces apart"),
+        )
     program, _ = folded(
         graph,
-        merge=target.merges and merged(graph, fold),
-        constants=fold != "none" and target.merges,
-        deferred=target.links,
+        merge=merged(graph, fold) if target.merges is None else target.merges,
+        constants=fold != "none" and target.merges is not False,
+        deferred=target.streams,
     )
-    source = stored or stored_of(graph)
-    places = in_place(program, graph, source) if source and target.links else {}
-    if not target.links:
+    target.check(graph, program)
+    stored = files_to_link(graph, target, weights, top)
+    # A merged checkpoint is the whole base: also its shards, and weights the graph does not use.
+    source = stored or (base_files(graph) if target.merges else stored_of(graph))
+    places = in_place(program, graph, source) if source and target.streams else {}
+    if not target.streams:
         fill(program)
     needed = written(program, places if stored is not None else {})
     check_disk(top, needed, f"exporting to {kind}")
@@ -82,7 +90,7 @@ def export(
         folder = partial / VERSION if served else partial
         folder.mkdir(exist_ok=True)
         options = {
-            "opset": opset, "link": stored is not None, "places": places,
+            "opset": opset, "link": stored is not None, "places": places, "stored": source,
             "applied": graph.meta.get(APPLIED),
         }  # fmt: skip
         file = target.write(program, folder, options)

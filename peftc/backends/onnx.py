@@ -41,6 +41,7 @@ class Onnx(Backend):
     kind: ClassVar[str] = "onnx"
     extra: ClassVar[str | None] = "onnx"
     links: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir", "onnxruntime")
     runner: ClassVar[Path] = Path(__file__).parent / "runners" / "run_onnx.py"
     ships: ClassVar[tuple[Path, ...]] = (Path(runtime.__file__),)

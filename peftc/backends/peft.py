@@ -28,14 +28,12 @@ class Peft(Backend):
     extra: ClassVar[str | None] = "peft"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
     runner: ClassVar[Path] = Path(__file__).parent / "runners" / "run_peft.py"
-    merges: ClassVar[bool] = False
+    merges: ClassVar[bool | None] = False
     real_only: ClassVar[bool] = True
 
-    def check(self, graph: Program) -> None:
+    def check(self, graph: Program, program: Program) -> None:
         """Refuse what PEFT cannot express."""
-        from peftc.pipeline import fold
-
-        checkpoint_of(fold(graph, merge=False, constants=False)[0], applied_to(graph))
+        checkpoint_of(program, applied_to(graph))
 
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the configuration and the tensors."""

@@ -35,6 +35,7 @@ class Piece(nn.Module, ABC):
     reads_weight: ClassVar[bool] = False
     looks_up: ClassVar[bool] = False
     mixes_tokens: bool = False
+    why_apart: ClassVar[str] = "it is no change of a weight"  # where it cannot be merged
 
     @classmethod
     def at(cls, options: Any, in_width: int, width: int) -> Self:

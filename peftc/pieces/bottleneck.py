@@ -21,6 +21,7 @@ class Bottleneck(Piece):
     """
 
     kind: ClassVar[str] = "bottleneck"
+    why_apart: ClassVar[str] = "a nonlinearity lies between its projections"
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class LowRank(Piece):
     """
 
     kind: ClassVar[str] = "low_rank"
+    why_apart: ClassVar[str] = "no linear beside it has a weight of its own"
     looks_up: ClassVar[bool] = True
 
     def __init__(

@@ -25,6 +25,7 @@ class Prefix(Piece):
     """
 
     kind: ClassVar[str] = "prefix"
+    why_apart: ClassVar[str] = "its keys and values are no weights of the model"
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class Prompt(Piece):
     """
 
     kind: ClassVar[str] = "prompt"
+    why_apart: ClassVar[str] = "its rows are no weights of the model"
 
     def __init__(
         self,

@@ -113,7 +113,7 @@ def test_unknown_targets_and_opsets_are_refused(tmp_path):
     assert str(caught.value) == (
         "error[E401]: cannot export to onxx\n"
         "  = help: did you mean `onnx`?\n"
-        "  = help: targets: onnx, peft, torchscript"
+        "  = help: targets: hf, onnx, peft, torchscript"
     )
     with pytest.raises(PeftcError, match=r"E407.*opset 23"):
         peftc.export(graph, "onnx", tmp_path / "out", opset=23)
@@ -125,7 +125,7 @@ def test_the_runners_import_neither_peftc_nor_transformers():
     for one in backends().values():
         text = one.runner.read_text()
         assert "import peftc" not in text
-        assert one.kind == "peft" or "transformers" not in text  # PEFT runs transformers' models
+        assert one.kind in ("peft", "hf") or "transformers" not in text  # these are its models
 
 
 def test_the_export_says_what_it_takes(tmp_path):

@@ -105,6 +105,21 @@ def _(here: Here):
     peftc.export(peftc.apply("pfeiffer", here.program), "peft", "exported")
 
 
+@case("E411", "an adapter and a prefix in a merged checkpoint")
+def _(here: Here):
+    peftc.export(peftc.apply("mam", here.program, set={"tokens": 5}), "hf", "exported")
+
+
+@case("E411", "a model of the user's own")
+def _(here: Here):
+    peftc.export(capture(OddModel(OddConfig())), "hf", "exported")
+
+
+@case("E405", "pieces apart in a merged checkpoint")
+def _(here: Here):
+    peftc.export(graph(here), "hf", "out", fold="none")
+
+
 @case("E410", "a base in memory alone")
 def _(here: Here):
     peftc.export(graph(here), "onnx", "onnx", weights="link")

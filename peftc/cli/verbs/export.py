@@ -17,7 +17,7 @@ LARGE = 1_000_000_000  # bytes; more is compared with the graph only on request
 
 def export(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, torchscript or peft.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torchscript, hf or peft.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
@@ -46,7 +46,7 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write an artifact as ONNX, TorchScript or a PEFT checkpoint, and compare it."""
+    """Write an artifact as ONNX, TorchScript or a checkpoint of HF or PEFT, and compare it."""
     from peftc.backends.base import backend
     from peftc.files import check_free
 
@@ -57,8 +57,8 @@ def export(
     import peftc
     from peftc.cli.verbs.verify import load_quietly
 
-    # What can point into the base's own files needs none of its numbers.
-    numbers = not backend(to).links
+    # What takes weights one at a time needs none of the base in memory.
+    numbers = not backend(to).streams
     with progress(f"loading {artifact}"):
         graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
     with progress(f"exporting to {to}"):

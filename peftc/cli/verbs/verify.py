@@ -29,7 +29,7 @@ def verify(
     from peftc.backends.export import read_export
 
     opened = read_export(exported)
-    numbers = not backend(opened.kind).links
+    numbers = not backend(opened.kind).streams
     with progress(f"loading {artifact}"):
         graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
     with progress("verifying"):
