@@ -11,6 +11,7 @@ import reference
 import zoo
 
 import peftc
+from peftc.capture import capture
 
 
 @functools.cache
@@ -26,6 +27,12 @@ def model(kind: str, task: str) -> Any:
 
 
 @functools.cache
+def captured(kind: str, task: str) -> Any:
+    """The capture of `model`, which `apply` leaves as it is."""
+    return capture(model(kind, task))
+
+
+@functools.cache
 def base(kind: str, task: str, shards: bool) -> Path:
     """`model` as `save_pretrained` writes it, in one file or in several."""
     folder = home() / f"{kind}-{task}-{shards}"
@@ -38,7 +45,7 @@ def base(kind: str, task: str, shards: bool) -> Path:
 def artifact(kind: str, task: str, spec: str, shards: bool) -> tuple[Any, Path]:
     """(graph with weights, its folder): random pieces over `base`."""
     settings = {"tokens": 5} if spec in ("prefix", "prompt") else {}
-    graph = peftc.apply(spec, model(kind, task), set=settings)
+    graph = peftc.apply(spec, captured(kind, task), set=settings)
     graph.meta["peftc.applied"].reference = str(base(kind, task, shards))
     reference.randomise(graph)
     return graph, peftc.save(graph, home() / f"{kind}-{task}-{spec}-{shards}-artifact")
