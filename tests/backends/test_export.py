@@ -10,6 +10,7 @@ import torch
 import zoo
 
 import peftc
+from peftc.backends import backends
 from peftc.backends.verify import Report, Row
 from peftc.diagnostics import PeftcError
 
@@ -110,18 +111,14 @@ def test_unknown_targets_and_opsets_are_refused(tmp_path):
     graph = peftc.apply("lora", zoo.captured("bert", "base"))
     with pytest.raises(PeftcError) as caught:
         peftc.export(graph, "onxx", tmp_path / "out")
-    assert str(caught.value) == (
-        "error[E401]: cannot export to onxx\n"
-        "  = help: did you mean `onnx`?\n"
-        "  = help: targets: hf, onnx, peft, torchscript"
-    )
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["error[E401]: cannot export to onxx", "  = help: did you mean `onnx`?"]
+    assert lines[2] == f"  = help: targets: {', '.join(backends())}"
     with pytest.raises(PeftcError, match=r"E407.*opset 23"):
         peftc.export(graph, "onnx", tmp_path / "out", opset=23)
 
 
 def test_the_runners_import_neither_peftc_nor_transformers():
-    from peftc.backends import backends
-
     for one in backends().values():
         text = one.runner.read_text()
         assert "import peftc" not in text

@@ -29,6 +29,7 @@ VARYING = (
     (re.compile(r"(?<= )[\d,]+ bytes"), "<N> bytes"),
     (re.compile(r"(?<=^shipped specs: ).*"), "<specs>"),
     (re.compile(r"(?<=^codes: ).*"), "<codes>"),
+    (re.compile(r"(?<=^targets: ).*"), "<targets>"),
     (re.compile(r"\b(torch|transformers|safetensors)( is)? \d+\.[\w.+]*"), r"\1\2 <version>"),
 )
 
