@@ -60,6 +60,8 @@ class InsertPrefix(Pass):
             k, v = current(attention.k), current(attention.v)
             given = tuple(parts[2 * n : 2 * n + 2])
             first = attention.node if attention.scores is None else attention.scores
+            while not v < first:
+                v = v.all_input_nodes[0]  # what v is a view of: v itself comes behind the scores
             with program.graph.inserting_before(first):
                 pair = call_module(program, target, (k, v, *given), path)
                 k_new = call(program, operator.getitem, (pair, 0), path)

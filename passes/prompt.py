@@ -53,10 +53,9 @@ class InsertPrompt(Pass):
         end = with_length(self.sites.ends.get(self.embedding.site.stack))
         longer = self.lengthen(program)
         h = self.embedding.site.h
-        add_module(program, self.target, self.piece)
-        with after(h):
-            prompted = call_module(program, self.target, (h,), self.embedding.site.module)
-        for reader in [r for r in h.users if r is not prompted]:
+        readers = list(h.users)
+        prompted = self.prompted(program, h)
+        for reader in readers:
             reader.replace_input_with(h, prompted)
         h.meta["replaced_by"] = prompted
         for node in program.graph.nodes:
@@ -65,9 +64,27 @@ class InsertPrompt(Pass):
         refresh(program)
         if not self.trim:
             return
-        if end is not None and not self.is_attended(end):
-            self.cut_stream(program, end, longer)
+        axis = None if end is None else self.longer_axis(end)
+        if end is not None and axis is not None and not self.is_attended(end):
+            self.cut_stream(program, end, axis, longer)
         self.cut_outputs(program)
+
+    def prompted(self, program: Program, h: fx.Node) -> fx.Node:
+        """The prompt over the dummy rows of h, which may be (length, batch, width) as well."""
+        add_module(program, self.target, self.piece)
+        path, length = self.embedding.site.module, str(self.embedding.ids.meta["val"].shape[1])
+        with after(h):
+            if str(h.meta["val"].shape[1]) == length:
+                return call_module(program, self.target, (h,), path)
+            rows = call(program, aten.transpose.int, (h, 0, 1), path)
+            rows = call_module(program, self.target, (rows,), path)
+            return call(program, aten.transpose.int, (rows, 0, 1), path)
+
+    def longer_axis(self, node: fx.Node) -> int | None:
+        """The axis of a value that is as long as the ids with the prompt; None where none is."""
+        longer = str(self.embedding.ids.meta["val"].shape[1] + self.piece.tokens)
+        shape = getattr(node.meta.get("val"), "shape", ())
+        return next((k for k, size in enumerate(shape) if str(size) == longer), None)
 
     def lengthen(self, program: Program) -> dict[fx.Node, fx.Node]:
         """Every input that shares the ids' length axis, by its longer version."""
@@ -128,11 +145,13 @@ class InsertPrompt(Pass):
         after = descendants(end)
         return any(a.k in after for a in self.sites.attentions)
 
-    def cut_stream(self, program: Program, end: fx.Node, longer: dict[fx.Node, fx.Node]) -> None:
+    def cut_stream(
+        self, program: Program, end: fx.Node, axis: int, longer: dict[fx.Node, fx.Node]
+    ) -> None:
         """Everything after the stack's end reads the real tokens and the inputs as given."""
         body = ancestors(end) | {end}
         readers = tuple(end.users)
-        cut = self.without_prompt(program, end)
+        cut = self.without_prompt(program, end, axis)
         cutting = {cut, *(n for n in end.users if n not in readers)}
         redirect(end, cut, readers)
         given = {new: old for old, new in longer.items()}
@@ -163,7 +182,7 @@ class InsertPrompt(Pass):
         given[node] = copy
         return copy
 
-    def without_prompt(self, program: Program, node: fx.Node, axis: int = 1) -> fx.Node:
+    def without_prompt(self, program: Program, node: fx.Node, axis: int) -> fx.Node:
         """`node` without the prompt's rows."""
         start, stop = self.piece.first, self.piece.first + self.piece.tokens
         path = node.meta["module"]

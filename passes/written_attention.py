@@ -45,7 +45,8 @@ def attend_beside(
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
     `valve` puts what is (batch, heads, length, ...) behind a gate: both products with the prefix.
-    Heads may be an axis of their own or flattened into the batch, (batch * heads, length, keys).
+    Heads may be an axis of their own, (batch, ..., heads, length, keys), or flattened into the
+    batch, (batch * heads, length, keys).
 
     Raises:
         PeftcError: E110 where the attention has another layout, or a step is unknown.
@@ -56,7 +57,9 @@ def attend_beside(
     given = softmax.args[0]
     if not isinstance(given, fx.Node) or scores is None or output is None:
         raise unsupported(attention, "its softmax has no scores")
-    if any(n.meta["val"].dim() not in (3, 4) for n in (attention.q, softmax, output, scores)):
+    ranks = {rank(n) for n in (attention.q, softmax, output, scores)}
+    grouped = min(ranks) > 3 and attention.q.meta["val"].shape[-3] != attention.heads
+    if not ranks <= {3, 4, 5} or grouped:
         raise unsupported(attention, "it does not keep (batch, heads, length, keys)")
     tokens = key.meta["val"].shape[2]
     with after(given):
@@ -105,7 +108,7 @@ def attend_beside(
 
 def by_heads(program: Program, node: fx.Node, attention: Attention) -> fx.Node:
     """(batch * heads, length, n)  ->  (batch, heads, length, n); others as they are."""
-    if node.meta["val"].dim() == 4:
+    if rank(node) > 3:
         return node
     length = call(program, aten.sym_size.int, (node, 1), attention.module)
     sizes = [-1, attention.heads, length, node.meta["val"].shape[-1]]
@@ -114,7 +117,7 @@ def by_heads(program: Program, node: fx.Node, attention: Attention) -> fx.Node:
 
 def like(program: Program, node: fx.Node, other: fx.Node, attention: Attention) -> fx.Node:
     """(batch, heads, length, n)  ->  (batch * heads, length, n) where `other` has three axes."""
-    if other.meta["val"].dim() == 4:
+    if rank(other) > 3:
         return node
     length = call(program, aten.sym_size.int, (node, 2), attention.module)
     sizes = [-1, length, node.meta["val"].shape[-1]]
@@ -163,7 +166,7 @@ def repeated(program: Program, step: fx.Node, beside: fx.Node, attention: Attent
         return beside
     if by_key:
         raise unsupported(attention, "its scores are multiplied with a value for each key")
-    if step.target is aten.sub.Tensor and all(rank(n) == 4 for n in others):
+    if step.target is aten.sub.Tensor and all(rank(n) > 3 for n in others):
         pass  # the largest score, or what else is the same for every key
     elif step.target not in SCALING:
         raise unsupported(attention, f"`{step.target}` is an unknown step on its scores")

@@ -227,7 +227,8 @@ def one_batch(attention: Attention, node: fx.Node, found: Mapping[fx.Node, Tenso
     value = value if value.dim() == 3 else value[0]  # heads may be flattened into the batch
     if not isinstance(node.meta["val"].shape[-1], int):
         value = value.transpose(-1, -2)  # a product written out reads k transposed
-    return value[:: attention.heads // attention.kv_heads].contiguous()
+    every = 1 if attention.tiled else attention.heads // attention.kv_heads
+    return value[::every][: attention.kv_heads].contiguous()
 
 
 def evaluate(

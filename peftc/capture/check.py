@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,27 +31,63 @@ def check_sizes(program: Program, model: Any, example: Example) -> None:
         PeftcError: E202 where the graph does not run there, or gives other numbers.
     """
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
-    vocabulary = getattr(text, "vocab_size", 2) or 2
     longest = getattr(text, "max_position_embeddings", None) or 0
     longest = longest if longest > 0 else SIZES[-1]["sequence"]
-    device = next(model.parameters()).device
     for size in SIZES:
         fitted = {n: min(s, int(longest)) for n, s in size.items()}
         fitted = sound_sizes(fitted, model.config)
-        given = {n: v.to(device) for n, v in example.resized(fitted, vocabulary).items()}
-        with tracing_state(model), quiet(), torch.no_grad():
-            try:
-                wanted = model(**given)
-            except Exception:
-                continue  # the model itself does not take these sizes
-            try:
-                found = program.flat(*program.signature.bind(given))
-            except Exception as cause:
-                first = next((t for t in str(cause).splitlines() if t.strip()), "")
-                raise not_general(model, fitted, f"{type(cause).__name__}: {first}") from cause
-        difference = worst(found, wanted)
-        if not difference <= 1:
-            raise not_general(model, fitted, "its outputs differ from the model's")
+        why = failure(program, model, example, fitted)
+        if why is None:
+            continue
+        notes, free = [why[:300]], any("sequence" in i.dims for i in example.inputs)
+        shorter = {**fitted, "sequence": example_length(example)}
+        if free and fitted["sequence"] > shorter["sequence"]:
+            most = last_good(program, model, example, shorter, fitted["sequence"])
+            if most > shorter["sequence"]:
+                notes.append(
+                    f"it holds up to {most} tokens; what the model's code does beyond, in further "
+                    f"chunks or windows, is not in a trace of {shorter['sequence']} tokens"
+                )
+        raise not_general(model, fitted, notes)
+
+
+def failure(program: Program, model: Any, example: Example, size: dict[str, int]) -> str | None:
+    """Why the graph does not hold at a size; None where it does, or the model does not run."""
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
+    vocabulary = getattr(text, "vocab_size", 2) or 2
+    device = next(model.parameters()).device
+    given = {n: v.to(device) for n, v in example.resized(size, vocabulary).items()}
+    with tracing_state(model), quiet(), torch.no_grad():
+        try:
+            wanted = model(**given)
+        except Exception:
+            return None  # the model itself does not take these sizes
+        try:
+            found = program.flat(*program.signature.bind(given))
+        except Exception as cause:
+            first = next((t for t in str(cause).splitlines() if t.strip()), "")
+            return f"{type(cause).__name__}: {first}"
+    return None if worst(found, wanted) <= 1 else "its outputs differ from the model's"
+
+
+def example_length(example: Example) -> int:
+    """The tokens of the example that was traced."""
+    main = example.inputs[0]
+    return example.values[main.name].shape[-1 if len(main.dims) == 2 else 1]
+
+
+def last_good(
+    program: Program, model: Any, example: Example, size: dict[str, int], bad: int
+) -> int:
+    """The largest length below `bad` at which the graph holds, by halving from `size`."""
+    good = size["sequence"]
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        at = {**size, "sequence": middle}
+        good, bad = (
+            (middle, bad) if failure(program, model, example, at) is None else (good, middle)
+        )
+    return good
 
 
 def worst(found: Any, wanted: Any) -> float:
@@ -67,12 +104,12 @@ def worst(found: Any, wanted: Any) -> float:
     return max(ratios)
 
 
-def not_general(model: Any, size: dict[str, int], why: str) -> Exception:
+def not_general(model: Any, size: dict[str, int], notes: Sequence[str]) -> Exception:
     """E202: the graph holds for the traced sizes only."""
     shape = ", ".join(f"{n.replace('_', ' ')} {s}" for n, s in size.items() if n in SHOWN)
     return error(
         "E202",
         f"the graph of {type(model).__name__} does not hold at {shape}",
-        notes=(why[:300],),
+        notes=tuple(notes),
         help=("--static-length N captures it for inputs of exactly N tokens",),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
+from peftc.capture.einsum import DECOMPOSITIONS
 from peftc.capture.inputs import Example
 from peftc.diagnostics import error
 
@@ -55,7 +56,7 @@ def trace(model: Any, example: Example) -> ExportedProgram:
         except Exception as cause:  # whatever the model's own code raises under tracing
             raise not_capturable(model, cause, example) from cause
         mark_dropouts(exported.graph_module)
-        return exported.run_decompositions({})
+        return exported.run_decompositions(DECOMPOSITIONS)
 
 
 def mark_dropouts(module: fx.GraphModule) -> None:

@@ -9,7 +9,7 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.dataflow.attention import PRODUCTS, Core, cores
 from peftc.dataflow.facts import Facts, Projection, feature_width, lookup_of
-from peftc.dataflow.fused import part_of, size_of_one
+from peftc.dataflow.fused import part_of, size_of_one, tiled
 from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
 from peftc.dataflow.positions import COUNTERS, positions
@@ -51,12 +51,17 @@ NONLINEAR = frozenset(
 
 @dataclass(frozen=True)
 class Block:
-    """A residual branch: attention with its core, or feed-forward with core None."""
+    """A residual branch: attention with its cores, or feed-forward without."""
 
     residual: Residual
     term: fx.Node
     region: int  # the nodes from the skip to the term
-    core: Core | None
+    cores: tuple[Core, ...]
+
+    @property
+    def core(self) -> Core | None:
+        """The last attention core, or None."""
+        return self.cores[-1] if self.cores else None
 
 
 def find_sites(program: Program) -> Sites:
@@ -71,7 +76,7 @@ class Finder:
         self.program = program
         self.facts = Facts(program)
         self.residuals = residuals(self.facts)
-        self.cores = cores(self.facts)
+        self.cores = [c for c in cores(self.facts) if self.queried(c)]
         names = [i.name for i in program.signature.inputs]
         self.two_stacks = any(n.startswith("decoder_") for n in names)
         self.decoder_inputs = self.facts.mask(
@@ -99,8 +104,8 @@ class Finder:
                 if not cross:
                     begun[stack] = place
                 layer = max(layers.get(stack, 0) - 1, 0)
-                found, attention = self.attention(block, stack, layer, cross)
-                attentions.append(attention)
+                found, own = self.attention(block, stack, layer, cross)
+                attentions += own
                 sites += found
             elif self.mixes(block):
                 place = numbered_path(self.path(block.term))
@@ -130,7 +135,7 @@ class Finder:
         return Sites(
             program=self.program,
             sites=tuple([e.site for e in embeddings] + sites),
-            attentions=tuple(attentions),
+            attentions=tuple(numbered(attentions)),
             positions=tuple(positions(self.facts, self.stack_of, first)),
             embeddings=tuple(embeddings),
             layers=layers,
@@ -160,13 +165,29 @@ class Finder:
                     if c.out not in claimed and region >> self.facts.index[c.out] & 1
                 ]
                 claimed.update(c.out for c in inside)
-                found.append(Block(residual, term, region, inside[-1] if inside else None))
+                found.append(Block(residual, term, region, self.alike(inside)))
         return found
+
+    def alike(self, inside: list[Core]) -> tuple[Core, ...]:
+        """The last core of a branch and those that read keys and values of the same projections."""
+        made_by = [
+            tuple(p.node for n in (c.k, c.v) for p in self.facts.frontier(n)) for c in inside
+        ]
+        return tuple(c for c, made in zip(inside, made_by, strict=True) if made == made_by[-1])
 
     def holds_core(self, residual: Residual, term: fx.Node) -> bool:
         """Whether a branch holds an attention core."""
         region = self.facts.between(residual.skip, term)
         return any(region >> self.facts.index[c.out] & 1 for c in self.cores)
+
+    def queried(self, core: Core) -> bool:
+        """Whether something projects the queries: tokens', or learned ones as in a Perceiver.
+
+        A parameter that alone weighs the states of several layers asks for no tokens.
+        """
+        linears = ("linear", "addmm", "mm", "matmul", "bmm")
+        made_by = self.facts.of(self.facts.ancestors[core.q])
+        return any(self.facts.op[n] in linears for n in made_by)
 
     def is_cross(self, block: Block) -> bool:
         """Whether keys come from another stream than the block's own."""
@@ -184,17 +205,19 @@ class Finder:
 
     def attention(
         self, block: Block, stack: str, layer: int, cross: bool
-    ) -> tuple[list[Site], Attention]:
+    ) -> tuple[list[Site], list[Attention]]:
         """The sites of one attention block."""
         core, facts = block.core, self.facts
         group = "cross" if cross else "attn"
         found = []
-        for letter, consumer in (("q", core.q), ("k", core.k), ("v", core.v)):  # type: ignore[union-attr]
-            made_by = facts.frontier(consumer)
-            if made_by:
-                found.append(
-                    self.projected(f"{group}.{letter}", layer, stack, made_by[-1], consumer)
-                )
+        for each in block.cores:
+            for letter, consumer in (("q", each.q), ("k", each.k), ("v", each.v)):
+                made_by = facts.frontier(consumer)
+                # One weight may make the keys of two streams, joined before the core.
+                same = [p for p in made_by if p.weight == made_by[-1].weight]
+                found += [
+                    self.projected(f"{group}.{letter}", layer, stack, p, consumer) for p in same
+                ]
         outputs = facts.frontier(block.term, block.region)
         outputs = [p for p in outputs if facts.is_ancestor(core.out, p.x)] or outputs  # type: ignore[union-attr]
         if outputs:
@@ -209,31 +232,29 @@ class Finder:
         found.append(
             self.branch(f"{group}.out", layer, stack, block, outputs, q[0].x if q else None)
         )
-        return found, self.core_facts(core, f"{group}.kv", layer, stack)  # type: ignore[arg-type]
+        return found, [self.core_facts(c, f"{group}.kv", layer, stack) for c in block.cores]
 
     def core_facts(self, core: Core, role: str, layer: int, stack: str) -> Attention:
         """An attention core with its head counts."""
         keys = core.k.meta["val"]
-        heads, head_dim = keys.shape[1], keys.shape[-1]
+        heads, head_dim = keys.shape[-3], keys.shape[-1]
         if keys.dim() == 3:  # (batch * heads, ...)
             heads = size_of_one(keys.shape[0])
         value_dim = core.v.meta["val"].shape[-1]
         if core.scores is not None:  # the written-out product may read k already transposed
             head_dim = core.q.meta["val"].shape[-1]
-        width = sum(
-            {
-                p.node: len(part_of(self.facts, p, core.v)[1]) for p in self.facts.frontier(core.v)
-            }.values()
-        )
+        made_by = self.facts.frontier(core.v)
+        width = sum({p.weight: len(part_of(self.facts, p, core.v)[1]) for p in made_by}.values())
         kv_heads = heads
         if isinstance(value_dim, int) and width and isinstance(heads, int):
             kv_heads = next(
                 (n for n in (width // value_dim,) if n and heads % n == 0 and n <= heads), heads
             )
+        in_turn = kv_heads < heads and tiled(self.facts, made_by[-1], core.v, value_dim)
         return Attention(
             role, layer, stack, self.path(core.node), core.node, core.q, core.k, core.v, core.mask,
             heads, kv_heads, head_dim, value_dim, core.scores,
-            core.out if core.scores is not None else None,
+            core.out if core.scores is not None else None, tiled=in_turn,
         )  # fmt: skip
 
     def feed_forward(self, block: Block, stack: str, layer: int, used: set[fx.Node]) -> list[Site]:
@@ -254,7 +275,8 @@ class Finder:
         if not any(facts.op[n] in NONLINEAR for n in facts.of(path)):
             return []
         x = self.sublayer_input(block, ups[0])
-        if any(p.routed for p in (*ups, *downs)):
+        slices = any(d is not down and d.weight == down.weight for d in downs)
+        if slices or any(p.routed for p in (*ups, *downs)):
             # What experts make belongs to single tokens: the block as a whole is one site.
             return [self.branch("ffn.out", layer, stack, block, [], x)]
         found = []
@@ -273,9 +295,16 @@ class Finder:
         return found
 
     def mixes(self, block: Block) -> bool:
-        """Whether tokens see one another in a block without attention: by convolution or scan."""
+        """Whether tokens see one another in a block without attention: by convolution or scan.
+
+        A convolution behind a whole feed-forward is a step of the branch and makes no mixer of it.
+        """
         facts = self.facts
-        for node in facts.of(block.region):
+        inner = 0
+        for down in facts.frontier(block.term, block.region):
+            for up in facts.frontier(down.x, block.region):
+                inner |= facts.between(up.node, down.node)
+        for node in facts.of(inner or block.region):
             op = facts.op[node]
             if op in MIXING or (op in ("conv1d", "convolution") and node not in facts.projections):
                 return True

@@ -34,6 +34,8 @@ LAYOUT = frozenset(
     ]
 )
 
+REPEATS = frozenset(["expand", "repeat", "repeat_interleave"])
+
 
 def part_of(
     facts: Facts, projection: Projection, consumer: fx.Node
@@ -68,6 +70,22 @@ def part_of(
             if len(shape) == 3 and shape[-1] == len(rows):
                 return node, rows
     return projection.h, rows
+
+
+def tiled(facts: Facts, projection: Projection, value: fx.Node, value_dim: int) -> bool:
+    """Whether all heads of a projection come in turn, 0 1 0 1, in `value`, (batch, heads, ...)."""
+    path = facts.between(projection.h, value)
+    numbers: dict[fx.Node, Any] = {projection.h: numbered(projection)}
+    for node in facts.of(path):
+        source = node.args[0] if node.args else None
+        if facts.op[node] in LAYOUT | REPEATS and source in numbers:
+            numbers[node] = replay(facts, node, numbers[source])  # type: ignore[index]
+    found = numbers.get(value)
+    if not isinstance(found, Tensor) or found.dim() != 4:
+        return False
+    heads = (found[0, :, 0, 0] // value_dim).tolist()
+    own = list(dict.fromkeys(heads))
+    return 1 < len(own) < len(heads) and heads == own * (len(heads) // len(own))
 
 
 def numbered(projection: Projection) -> Tensor:

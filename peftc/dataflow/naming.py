@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import fx
 
-from peftc.dataflow.site import Site
+from peftc.dataflow.site import Attention, Site
+
+Place = TypeVar("Place", Site, Attention)
 
 
 def numbered_path(path: str) -> str:
@@ -35,10 +38,10 @@ def rows_of(site: Site) -> tuple[int, ...] | None:
     return site.weight.rows if site.weight is not None else None
 
 
-def numbered(sites: list[Site]) -> list[Site]:
+def numbered(sites: list[Place]) -> list[Place]:
     """Sites of one role, stack and layer told apart by their order, so that names are unique."""
     seen: dict[str, int] = {}
-    found = []
+    found: list[Place] = []
     for site in sites:
         seen[site.name] = seen.get(site.name, -1) + 1
         found.append(replace(site, order=seen[site.name]))

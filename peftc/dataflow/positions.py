@@ -1,4 +1,4 @@
-"""Where token positions enter: rows of a position table, or angles of rotary embeddings."""
+"""Where token positions enter: rows of a table, angles of rotary embeddings, logarithms."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ def positions(facts: Facts, stack_of, streams: dict[str, fx.Node]) -> list[Posit
                 found.append(Position(index, node, stack_of(node), rows))
         elif facts.op[node] in ("cos", "sin", "polar"):
             found += [Position(p, r, stack_of(node), None) for p, r in angle_sources(facts, node)]
+        elif facts.op[node] in ("log", "log1p"):  # queries scaled by how far along they are
+            sources = angle_sources(facts, node, ANGLE_STEPS | {"add", "floor"})
+            found += [
+                Position(p, r, stack_of(node), None) for p, r in sources if not relative(facts, p)
+            ]
     unique = {(p.positions, p.reader): p for p in found}
     return list(unique.values())
 
@@ -112,15 +117,17 @@ def is_count(facts: Facts, node: fx.Node, rows: object) -> bool:
     return bool(torch.equal(value, torch.arange(value.numel(), device=value.device)))
 
 
-def angle_sources(facts: Facts, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """(positions, the cast that reads them) behind a cosine or sine."""
+def angle_sources(
+    facts: Facts, node: fx.Node, steps: frozenset[str] = ANGLE_STEPS
+) -> list[tuple[fx.Node, fx.Node]]:
+    """(positions, the cast that reads them) behind a cosine, sine or logarithm."""
     found, seen, waiting = [], set(), list(node.all_input_nodes)
     while waiting:
         n = waiting.pop()
         if n in seen or not facts.is_tensor(n):
             continue
         seen.add(n)
-        if facts.op[n] not in ANGLE_STEPS:
+        if facts.op[n] not in steps:
             continue
         for source in n.all_input_nodes:
             if facts.is_tensor(source) and is_integer(source) and counted(facts, source):

@@ -9,6 +9,12 @@ from torch import fx
 from peftc.capture.program import Program
 
 
+def joined(stack: str, layer: int | None, role: str, order: int) -> str:
+    """The parts of a name: `decoder_layer3_attn_q_2` for the second of its kind."""
+    parts = [stack, "" if layer is None else f"layer{layer}", role, str(order + 1) if order else ""]
+    return "_".join(p for p in parts if p).replace(".", "_")
+
+
 @dataclass(frozen=True)
 class Weight:
     """The frozen linear that makes a site's value: y = x W^T + b, or x W where `transposed`.
@@ -63,9 +69,7 @@ class Site:
     @property
     def name(self) -> str:
         """A name valid in module paths, unique in a model: `decoder_layer3_attn_q`."""
-        parts = [self.stack, "" if self.layer is None else f"layer{self.layer}", self.role]
-        parts.append(str(self.order + 1) if self.order else "")
-        return "_".join(p for p in parts if p).replace(".", "_")
+        return joined(self.stack, self.layer, self.role, self.order)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Attention:
 
     Shapes: q (batch, heads, length, head_dim), k (batch, heads, keys, head_dim),
     v (batch, heads, keys, value_dim), mask broadcastable to (batch, heads, length, keys).
-    The projection makes kv_heads of them, each repeated heads / kv_heads times in a row.
+    The projection makes kv_heads of them, each repeated heads / kv_heads times: in a row, or
+    where `tiled` all of them in turn.
     """
 
     role: str  # "attn.kv" or "cross.kv"
@@ -92,13 +97,13 @@ class Attention:
     value_dim: int
     scores: fx.Node | None = None  # written out: the q k^T matmul
     output: fx.Node | None = None  # written out: the probabilities @ v matmul
+    order: int = 0  # among attentions of one role, stack and layer
+    tiled: bool = False
 
     @property
     def name(self) -> str:
         """A name valid in module paths: `decoder_layer3_attn_kv`."""
-        return "_".join(p for p in (self.stack, f"layer{self.layer}", self.role) if p).replace(
-            ".", "_"
-        )
+        return joined(self.stack, self.layer, self.role, self.order)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ class Prefix(Piece):
     """(k, v)  ->  ([P_k; k], [P_v; v]) along the length axis.
 
     k: (batch, heads, length, head_dim), P_k: (kv_heads, tokens, head_dim), and so for v with
-    value_dim. Each key/value head is repeated heads / kv_heads times in a row, as grouped-query
-    attention repeats its own; `spread` does so once, for a graph that is only run. A piece that
-    does not join gives (1, heads, tokens, dim) P_k and P_v alone. Without keys and values of its
-    own (`own` false) it takes them as further inputs, from a
+    value_dim. Each key/value head is repeated heads / kv_heads times, as the model repeats its own:
+    in a row, or with `tiled` all of them in turn; `spread` does so once, for a graph that is only
+    run. A piece that does not join gives (1, heads, tokens, dim) P_k and P_v alone. Without keys
+    and values of its own (`own` false) it takes them as further inputs, from a
     `Reparameterization`.
     P ~ N(0, 0.02^2) at the start, or zeros: no prefix is the identity, since its keys take part
     in the softmax. Source: Li and Liang 2021, "Prefix-Tuning"; Liu et al. 2022, "P-Tuning v2".
@@ -37,12 +37,14 @@ class Prefix(Piece):
         *,
         own: bool = True,
         joins: bool = True,
+        tiled: bool = False,
         init: str = "normal",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.repeats = heads // kv_heads
         self.joins = joins
+        self.tiled = tiled
         self.shapes = ((kv_heads, tokens, head_dim), (kv_heads, tokens, value_dim))
         self.dropout = nn.Dropout(dropout) if dropout else None
         if own:
@@ -76,7 +78,8 @@ class Prefix(Piece):
     def by_heads(self, prefix: Tensor) -> Tensor:
         """(kv_heads, tokens, dim) as (1, heads, tokens, dim)."""
         if self.repeats > 1:
-            prefix = prefix.repeat_interleave(self.repeats, 0)
+            tiled = prefix.repeat(self.repeats, 1, 1) if self.tiled else None
+            prefix = prefix.repeat_interleave(self.repeats, 0) if tiled is None else tiled
         return prefix.unsqueeze(0)
 
     def spread(self) -> None:
@@ -137,6 +140,7 @@ def prefix_at(options: Any, attention: Any) -> Prefix:
         attention.value_dim,
         own=options.reparam is None,
         joins=attention.scores is None,
+        tiled=attention.tiled,
         init=options.init.kind,
         dropout=options.dropout,
     )
