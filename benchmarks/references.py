@@ -13,8 +13,9 @@ from tiny import known
 from torch import Tensor
 from torch.nn import functional
 
-# A cached token has a bias by its distance or its value there; a prefix has none.
-DISTANCE_BIASED = ("bloom", "mpt", "doge")
+# A cached token has a bias by its distance or its value there, and a prefix has none; or the cache
+# is of the last of several loops over the layers.
+OTHER_CACHES = ("bloom", "mpt", "doge", "dory")
 
 
 @dataclass(frozen=True)
@@ -171,38 +172,48 @@ def prompted(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
     Where the model treats embeddings that it is given in another way than its own, a hook on the
     embedding module writes the prompt over dummy ids instead.
     """
+    from peftc.pipeline import plain_token
+
     [(_, piece)] = sites(graph)
     rows = piece.embedding.detach()
     tokens, batch = rows.shape[0], given["input_ids"].shape[0]
     ones = torch.ones(batch, tokens, dtype=torch.long)
-    mask = torch.cat([ones, given["attention_mask"]], 1)
     others = {n: v for n, v in given.items() if n not in ("input_ids", "attention_mask")}
+    longer = dict(others)
+    if "attention_mask" in given:
+        others["attention_mask"] = given["attention_mask"]
+        longer["attention_mask"] = torch.cat([ones, given["attention_mask"]], 1)
     cut = 0 if "decoder_input_ids" in given else tokens
     table = model.get_input_embeddings()
+    table = table[0] if isinstance(table, torch.nn.ModuleList) else table
     embedded = table(given["input_ids"])
+    embedded = embedded[0] if isinstance(embedded, tuple) else embedded
     try:
-        plain = {**others, "attention_mask": given["attention_mask"], "use_cache": False}
         same = torch.allclose(
-            logits(model(inputs_embeds=embedded, **plain)),
-            logits(model(input_ids=given["input_ids"], **plain)),
+            logits(model(inputs_embeds=embedded.clone(), **others, use_cache=False)),
+            logits(model(input_ids=given["input_ids"], **others, use_cache=False)),
         )
-    except (TypeError, ValueError):
-        same = False
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        same = False  # it asks for ids, or for embeddings that are rows of its table
     if same:
-        longer = torch.cat([rows[None].expand(batch, -1, -1), embedded], 1)
-        return logits(model(inputs_embeds=longer, attention_mask=mask, **others, use_cache=False))[
-            :, cut:
-        ]
+        embeds = torch.cat([rows[None].expand(batch, -1, -1), embedded], 1)
+        return logits(model(inputs_embeds=embeds, **longer, use_cache=False))[:, cut:]
 
-    def write(_module: Any, args: Any, out: Tensor) -> Tensor:
-        if args[0].shape != (batch, tokens + given["input_ids"].shape[1]):
-            return out
-        return torch.cat([rows[None].expand(batch, -1, -1), out[:, tokens:]], 1)
+    def write(_module: Any, args: Any, out: Any) -> Any:
+        shape = (batch, tokens + given["input_ids"].shape[1])
+        h = out[0] if isinstance(out, tuple) else out
+        if args[0].shape == shape:
+            h = torch.cat([rows[None].expand(batch, -1, -1), h[:, tokens:]], 1)
+        elif args[0].shape == shape[::-1]:  # tokens first
+            h = torch.cat([rows[:, None].expand(-1, batch, -1), h[tokens:]], 0)
+        return (h, *out[1:]) if isinstance(out, tuple) else h
 
-    ids = torch.cat([ones * 5, given["input_ids"]], 1)
+    # Where ids are read beside the embedding, what the dummies are is part of the meaning.
+    dummy = plain_token(model.config, table.weight.shape[0])
+    ids = torch.cat([ones * dummy, given["input_ids"]], 1)
     handle = table.register_forward_hook(write)
     try:
-        return logits(model(input_ids=ids, attention_mask=mask, **others, use_cache=False))[:, cut:]
+        return logits(model(input_ids=ids, **longer, use_cache=False))[:, cut:]
     finally:
         handle.remove()
 
@@ -213,7 +224,8 @@ def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
 
     if (
         "decoder_input_ids" in given
-        or model.config.model_type in DISTANCE_BIASED
+        or "input_ids" not in given
+        or model.config.model_type in OTHER_CACHES
         or windowed(model.config.get_text_config(), given["input_ids"].shape[1])
         or not getattr(model, "_supports_default_dynamic_cache", lambda: True)()
     ):
@@ -229,8 +241,8 @@ def prefixed(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
         found = logits(
             model(given["input_ids"], attention_mask=mask, past_key_values=DynamicCache(filled))
         )
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return None
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError):
+        return None  # its own checks say that it takes no such cache
     plain = logits(model(**given, use_cache=False))
     # A model that ignores the cache it is given is no reference.
     return None if torch.allclose(found, plain) else found

@@ -1,4 +1,4 @@
-"""A tiny random model of any text type that transformers has, from its default config."""
+"""A tiny random model of any text type that transformers has, and of some for images and sound."""
 
 from __future__ import annotations
 
@@ -7,19 +7,59 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     CONFIG_MAPPING,
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
 )
 from transformers.models.auto import modeling_auto as auto
 
+from peftc.capture.inputs import example_for
+
 FACTORIES = {
     "causal-lm": (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     "masked-lm": (AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "seq2seq-lm": (AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+}
+SENSES = {
+    "image-classification": (
+        AutoModelForImageClassification, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "audio-classification": (
+        AutoModelForAudioClassification, auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    ),
+}  # fmt: skip
+# Transformers among them, most of the others are convolutions.
+SEEN_AND_HEARD = {
+    "image-classification": (
+        "beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit",
+        "ijepa", "siglip", "vit", "vit_msn",
+    ),
+    "audio-classification": (
+        "audio-spectrogram-transformer", "data2vec-audio", "hubert", "unispeech",
+        "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm", "whisper",
+    ),
+}  # fmt: skip
+# Their own sizes.
+SENSED: dict[str, Any] = {
+    "image_size": 24,
+    "patch_size": 8,
+    "num_labels": 5,
+    "conv_dim": (12, 14),
+    "conv_stride": (4, 2),
+    "conv_kernel": (5, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 16,
+    "num_mel_bins": 24,
+    "max_source_positions": 30,
+    "max_length": 40,
 }
 # Sizes by the names that configs give them: never square, two layers, fewer key/value heads.
 SIZES: dict[str, Any] = {
@@ -40,6 +80,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts"), 1),
+    "audio_hidden_size": 32,
+    "adapter_in_dim": 32,
+    "adapter_input_size": 32,
+    "adapter_out_dim": 32,
+    "num_codebooks": 1,
     "vocab_size": 199,
     "type_vocab_size": 2,
     "head_dim": 8,
@@ -111,6 +156,15 @@ MORE: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "num_hidden_layers": 2,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": 2,
+        }
+    },
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -134,6 +188,8 @@ MORE: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [12, 20], "axial_pos_shape": [10, 16]},
     "roc_bert": {"pronunciation_vocab_size": 60, "shape_vocab_size": 70},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -147,20 +203,34 @@ def types() -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
-def shrink(name: str) -> Any:
+def senses() -> list[tuple[str, str]]:
+    """Every (type, task) for images and sound that this transformers has."""
+    return [(n, t) for t, names in SEEN_AND_HEARD.items() for n in names if n in SENSES[t][1]]
+
+
+def shrink(name: str, sensed: bool = False) -> Any:
     """The default config of a type with small sizes, those that it has, inside its parts too."""
-    return small(CONFIG_MAPPING[name])
+    config = small(CONFIG_MAPPING[name])
+    if sensed:
+        own = config.to_dict()
+        config = type(config)(**{**own, **{k: v for k, v in SENSED.items() if k in own}})
+    return config
 
 
 def small(config_class: Any) -> Any:
     """A small config of a class: what the class refuses to be given is left as it is."""
-    default = config_class()
+    try:
+        default = config_class()
+    except Exception:  # its own defaults do not go together
+        default = config_class(**MORE.get(config_class.model_type, {}))
     given = shared(default)
     for part in config_class.sub_configs:
         value = getattr(default, part, None)
         if isinstance(value, PretrainedConfig) and value is not default:
-            given[part] = small(type(value)).to_dict()
-    given.update(MORE.get(config_class.model_type, {}))
+            given[part] = {**small(type(value)).to_dict(), **MORE.get(value.model_type, {})}
+    for key, value in MORE.get(config_class.model_type, {}).items():
+        nested = isinstance(value, dict) and isinstance(given.get(key), dict)
+        given[key] = {**given[key], **value} if nested else value
     while True:
         try:
             return config_class(**given)
@@ -183,6 +253,8 @@ def shared(default: Any) -> dict[str, Any]:
     heads = known(default, "num_attention_heads")
     if "num_key_value_heads" in sizes and known(default, "num_key_value_heads") == heads:
         sizes["num_key_value_heads"] = 4
+    if default.to_dict().get("per_layer_config"):
+        sizes["per_layer_config"] = {}  # sizes by layer, for the layers that there were
     kinds = list(dict.fromkeys(known(default, "layer_types") or ()))
     if kinds:  # one layer of each kind, and at least two
         sizes["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
@@ -204,7 +276,13 @@ def build(name: str, task: str) -> Any:
     Experts run as batched products, as in the graph: their other forms add in another order.
     """
     torch.manual_seed(0)
-    model = FACTORIES[task][0].from_config(shrink(name)).eval()
+    factories = {**FACTORIES, **SENSES}
+    config = shrink(name, task in SENSES)
+    try:
+        model = factories[task][0].from_config(config).eval()
+    except AttributeError:  # a composite type whose language model takes its decoder's config
+        own = factories[task][1][name]
+        model = getattr(transformers, own)._from_config(config.get_text_config(decoder=True)).eval()
     with contextlib.suppress(ValueError, AttributeError):
         model.set_experts_implementation("batched_mm")
     generator = torch.Generator().manual_seed(0)
@@ -220,6 +298,8 @@ def build(name: str, task: str) -> Any:
 def inputs(model: Any, batch: int, length: int, seed: int = 1) -> dict[str, torch.Tensor]:
     """Ids and a mask, every row but the first padded at its end."""
     generator = torch.Generator().manual_seed(seed)
+    if model.main_input_name != "input_ids":
+        return sensed(model, batch, length, generator)
     config = model.config.get_text_config()
     ids = torch.randint(4, config.vocab_size, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
@@ -232,4 +312,21 @@ def inputs(model: Any, batch: int, length: int, seed: int = 1) -> dict[str, torc
         result["decoder_input_ids"] = torch.randint(
             4, config.vocab_size, shape, generator=generator
         )
+    return result
+
+
+def sensed(
+    model: Any, batch: int, length: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """An image or a sound of about so many frames, every row but the first padded at its end."""
+    frame = getattr(model.config, "inputs_to_logits_ratio", 1)
+    sizes = {"batch": batch, "sequence": length, "samples": frame * (length + 2)}
+    result = {}
+    for i in example_for(model).inputs:
+        shape = [sizes[d] if isinstance(d, str) else d for d in i.dims]
+        if i.name == "attention_mask":
+            result[i.name] = torch.ones(shape, dtype=i.dtype)
+            result[i.name][1:, -2 * frame :] = 0
+        elif i.dtype.is_floating_point:
+            result[i.name] = torch.randn(shape, generator=generator)
     return result
