@@ -91,7 +91,7 @@ def carried_out(
     graph, reports = rewrite(made, seed=seed)
     for path, tensors in values.items():
         start(path, graph.get_submodule(path), tensors)
-    graph.meta[APPLIED] = Applied(made.spec, made.to_json(), reports, seed, reference, base)
+    graph.meta[APPLIED] = Applied(made, reports, seed, reference, base)
     return graph
 
 
@@ -123,16 +123,11 @@ class Applied:
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        plan: dict[str, Any],
-        reports: list[Any],
-        seed: int,
-        reference: str | None,
-        base: Program,
+        self, made: Plan, reports: list[Any], seed: int, reference: str | None, base: Program
     ) -> None:
-        self.spec = spec
-        self.plan = plan
+        self.made = made
+        self.spec = made.spec
+        self.plan = made.to_json()
         self.reports = reports
         self.seed = seed
         self.reference = reference

@@ -25,9 +25,11 @@ from peftc.card import card
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
 from peftc.passes.base import set_parameter
+from peftc.picture import page
 from peftc.spec import load_spec
 
-TENSORS, LOCK, SPEC, GRAPH = "peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt"
+TENSORS, LOCK, SPEC = "peft.safetensors", "peftc.lock.json", "spec.yaml"
+GRAPH, PICTURE = "graph.txt", "graph.html"
 UNUSED = "unused.safetensors"  # what an imported checkpoint holds beside, for its export
 PACKAGES = ("peftc", "torch", "transformers", "safetensors")
 
@@ -79,6 +81,8 @@ def write_artifact(graph: Program, folder: Path) -> None:
     (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
     (folder / SPEC).write_text(applied.spec.to_yaml(), encoding="utf-8")
     (folder / GRAPH).write_text(text, encoding="utf-8")
+    name = Path(lock["model"]["reference"] or lock["model"]["class"]).name
+    (folder / PICTURE).write_text(page(applied.made, name), encoding="utf-8")
     (folder / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
 
 

@@ -44,7 +44,8 @@ def card(lock: Mapping[str, Any], spec: Spec) -> str:
             "    peftc export this/folder --to onnx",
             "",
             "`spec.yaml` is the spec with every value resolved, `peftc.lock.json` names the model,",
-            "the versions and every site, `graph.txt` is the rewritten graph.",
+            "the versions and every site, `graph.txt` is the rewritten graph,",
+            "`graph.html` a picture of it.",
             "",
             "Made with "
             + ", ".join(f"{name} {version}" for name, version in lock["versions"].items())

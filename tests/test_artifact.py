@@ -60,6 +60,7 @@ def test_the_folder_holds_only_what_was_trained(artifact):
         TENSORS,
         LOCK,
         "graph.txt",
+        "graph.html",
         "README.md",
     }
     assert set(load_file(folder / TENSORS)) == set(peftc.trainable(graph))

@@ -96,6 +96,11 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
     console().print(made)
 
 
+def several(parts: Iterable[str], between: str = ", ") -> str:
+    """The parts of a cell: one a line on a terminal, all in one line where it is none."""
+    return between.join(parts) if not console().is_terminal else f"{between.rstrip()}\n".join(parts)
+
+
 def complain(diagnostics: Sequence[Diagnostic]) -> None:
     """Diagnostics on stderr, coloured and wrapped on a terminal."""
     out = console(stderr=True)

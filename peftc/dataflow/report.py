@@ -12,11 +12,13 @@ GOOD_FOR = {
     "attn.k": "lora, ia3",
     "attn.v": "lora, ia3",
     "attn.kv": "prefix, ptuning2",
+    "attn.heads": "adapter",
     "attn.out": "adapter",
     "cross.q": "lora",
     "cross.k": "lora",
     "cross.v": "lora",
     "cross.kv": "prefix",
+    "cross.heads": "adapter",
     "cross.out": "adapter",
     "ffn.gate": "lora",
     "ffn.up": "lora",
@@ -69,8 +71,14 @@ def where(places: list[Site | Attention]) -> str:
     parts = [p.module.split(".") for p in places]
     if len({len(p) for p in parts}) != 1:
         return places[0].module
-    shared = [names[0] if len(set(names)) == 1 else "{i}" for names in zip(*parts, strict=True)]
-    return ".".join(shared)
+    return ".".join(one_name(names) for names in zip(*parts, strict=True))
+
+
+def one_name(names: tuple[str, ...]) -> str:
+    """Names at one level of several paths as one: "{i}" for numbers, "{a,b}" for others."""
+    if len(set(names)) == 1:
+        return names[0]
+    return "{i}" if all(n.isdigit() for n in names) else f"{{{','.join(dict.fromkeys(names))}}}"
 
 
 def spans(layers: list[int]) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from peftc.cli.main import run
 
@@ -23,7 +27,10 @@ def peftc(capsys, *args: str) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def artifact(model_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("artifact") / "out"
-    assert run(["apply", "houlsby", str(model_folder), "-o", str(out)]) == 0
+    said = StringIO()
+    with redirect_stdout(said):
+        assert run(["apply", "houlsby", str(model_folder), "-o", str(out)]) == 0
+    (out / "said.txt").write_text(said.getvalue())
     return out
 
 
@@ -47,12 +54,21 @@ def test_every_verb_has_help(capsys):
         assert f"peftc {verb}" in out
 
 
-def test_sites(capsys, model_folder):
-    code, out, _ = peftc(capsys, "sites", model_folder)
+def test_sites(capsys, model_folder, tmp_path):
+    page = tmp_path / "sites.html"
+    code, out, _ = peftc(capsys, "sites", model_folder, "--html", page)
     assert code == 0
-    assert "BertForSequenceClassification  3 blocks, width 24, 4 heads x 6" in out
+    assert "BertForSequenceClassification  3 blocks, width 24, 4 heads x 6, post-norm" in out
     assert "bert.encoder.layer.{i}.attention.self.query" in out
-    assert "Not in this model: " in out
+    assert "Not in this model: cross.*  (no cross-attention), ffn.gate, mixer.out" in out
+    assert re.search(r"head +- +24 > 5 +classifier +unfreeze", out)
+    drawn = page.read_text()
+    assert '<a href="#site-attn.q"><title>bert.encoder.layer.0.attention.self.query' in drawn
+    assert '<tr id="site-attn.q">' in drawn
+    code, _, err = peftc(capsys, "sites", model_folder, "--html", page)
+    assert (code, "error[E306]" in err) == (5, True)
+    code, _, err = peftc(capsys, "sites", model_folder, "--stack", "middle")
+    assert (code, "one of: any, encoder, decoder" in err) == (2, True)
     code, out, _ = peftc(capsys, "sites", model_folder, "--json", "--grep", "attn.kv")
     data = json.loads(out)
     assert data["format_version"] == "1.0"
@@ -63,12 +79,25 @@ def test_plan(capsys, model_folder):
     code, out, _ = peftc(capsys, "plan", "lora", model_folder, "--set", "rank=3")
     assert code == 0
     assert "Plan: 1 to insert, 2 to unfreeze.  trainable 989 of " in out  # 6 * 144 and the head
+    assert "Inputs and outputs: unchanged.   After fold: qv merged (-864).\n" in out
+    assert re.search(
+        r"\nNeeds: RAM [\d.]+ MB, disk 4.0 MB, training about [\d.]+ MB on a GPU at ", out
+    )
     code, out, _ = peftc(capsys, "plan", "lora", model_folder, "--json", "--set", "rank=3")
-    assert json.loads(out)["parameters"]["inserted"] == 6 * 3 * (24 + 24)
+    data = json.loads(out)
+    assert data["parameters"]["inserted"] == 6 * 3 * (24 + 24)
+    assert data["after_fold"] == ["qv merged (-864)"]
+    assert set(data["needs"]) == {"ram", "disk", "training"}
 
 
 def test_apply_writes_an_artifact(artifact):
-    assert {p.name for p in artifact.iterdir()} >= {"spec.yaml", "peft.safetensors", "graph.txt"}
+    said = (artifact / "said.txt").read_text()
+    assert " check     frozen path unchanged: max |diff| 0.0 with insertions zeroed" in said
+    files = ["peft.safetensors", "peftc.lock.json", "spec.yaml", "graph.txt", "graph.html",
+             "README.md"]  # fmt: skip
+    assert [n for n in re.findall(r"(?m)^  (\S+\.\w+) ", said) if "." in n] == files
+    assert {p.name for p in artifact.iterdir()} == {*files, "said.txt"}
+    assert '<section id="after_ffn">' in (artifact / "graph.html").read_text()
     lock = json.loads((artifact / "peftc.lock.json").read_text())
     assert lock["model"]["class"] == "BertForSequenceClassification"
 
@@ -167,6 +196,33 @@ def test_specs_cp_does_not_overwrite(capsys, tmp_path):
     assert (code, "error[E306]" in err) == (5, True)
     code, out, _ = peftc(capsys, "specs", "diff", "lora", mine)
     assert (code, out) == (0, "")
+
+
+def test_specs_ls_has_a_line_for_each_where_piped(capsys):
+    code, out, _ = peftc(capsys, "specs", "ls")
+    assert code == 0
+    assert re.search(r"(?m)^mam +attn.kv, ffn.out +attn\(q, .*; h \+ .* 22,493,984 +no +$", out)
+    assert re.search(r"(?m)^bitfit +bias, head +- +0 +no +$", out)
+
+
+def test_a_part_of_the_schema_stands_by_itself(capsys, tmp_path):
+    code, out, _ = peftc(capsys, "schema", "--field", "insert.delta")
+    assert code == 0
+    delta = json.loads(out)
+    Draft202012Validator.check_schema(delta)
+    check = Draft202012Validator(delta).is_valid
+    assert check({"bottleneck": {"dim": 4}})
+    assert check({"pipe": [{"residual": [{"act": "relu"}]}]})
+    assert not check({"bottleneck": {"dmi": 4}})
+    assert not check({"pipe": [{"residual": [{"act": "relo"}]}]})
+    code, _, err = peftc(capsys, "schema", "--field", "insert.dleta")
+    assert code == 2
+    assert err.startswith("error[E008]: --field insert.dleta: there is no key `dleta`\n")
+    assert "= help: did you mean `delta`?" in err
+    path = tmp_path / "schema.json"
+    assert peftc(capsys, "schema", "--field", "insert.delta.pipe", "-o", path)[0] == 0
+    assert "$defs" in json.loads(path.read_text())
+    assert peftc(capsys, "schema", "-o", path)[0] == 5
 
 
 def test_a_bug_is_called_one(capsys, monkeypatch):

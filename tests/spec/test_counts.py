@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
+import spec_counts
 from transformers import BertConfig, LlamaConfig
 
 import peftc
@@ -45,6 +47,12 @@ def test_inserted_parameters_on_bert_base(spec, count):
     from peftc.planner import make_plan
 
     assert make_plan(peftc.load_spec(spec), sites("bert")).inserted == count
+
+
+def test_the_counts_that_specs_ls_shows_are_those_of_plans():
+    assert spec_counts.counts(sites("bert")) == json.loads(
+        (spec_counts.HOME / "bert_base.json").read_text()
+    )
 
 
 def test_inserted_parameters_on_a_llama_shape_with_fewer_key_value_heads():

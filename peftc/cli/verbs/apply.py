@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
+from peftc.cli.console import emit, hint, progress, say
 from peftc.cli.options import (
     Attn,
     Dtype,
@@ -36,6 +38,35 @@ EXAMPLES = (
     "peftc apply houlsby ./config-only -o out --random-weights",
     "peftc apply out --without 0-4 -o less",
 )
+
+CONTENTS = {
+    "peft.safetensors": "trained tensors only; the base is found by its hash",
+    "peftc.lock.json": "model, versions, every site with its path and size",
+    "spec.yaml": "the spec after --set, every value resolved",
+    "graph.txt": "the rewritten graph, one node a line",
+    "graph.html": "picture",
+    "README.md": "model card: spec, plan, counts, how to load",
+}
+
+
+class Steps:
+    """What was done, and in how many seconds: said as it goes, or for --json kept."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self.silent = silent
+        self.done: list[dict[str, Any]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a step; within, put what it did under "what"."""
+        facts: dict[str, Any] = {"step": name}
+        start = time.perf_counter()
+        with progress(name):
+            yield facts
+        facts["seconds"] = round(time.perf_counter() - start, 2)
+        self.done.append(facts)
+        if not self.silent:
+            say(f" {name:<9} {facts['what']:<60} {facts['seconds']:6.1f} s")
 
 
 def apply(
@@ -83,41 +114,101 @@ def apply(
         resolved = resolved.without(without, insertion)
     model = str(options["model"])
     check_free(out, force=force)
+    steps = Steps(silent=json)
+    graph, applied = rewritten(resolved, model, options, planned, spec, steps, seed=seed,
+                               trust=trust, random_weights=random_weights)  # fmt: skip
+    check(graph, applied, steps)
+    write(graph, out, steps, force=force)
+    counts = applied.plan["parameters"]
+    if json:
+        emit({"ok": True, "out": str(out), "plan": applied.plan, "steps": steps.done})
+        return
+    list_files(out)
+    whole = counts["base"] + counts["inserted"]
+    say(f"trainable {counts['trainable']:,} of {whole:,} parameters")
+    hint(f"Next:  peftc train {out} --data train.jsonl   or   peftc export {out} --to onnx")
+
+
+def rewritten(
+    resolved: Any,
+    model: str,
+    options: dict[str, Any],
+    planned: dict[str, Any] | None,
+    spec: str,
+    steps: Steps,
+    *,
+    seed: int,
+    trust: bool,
+    random_weights: bool,
+) -> tuple[Any, Any]:
+    """The model's graph with the spec's pieces in it, and what was done to it.
+
+    Raises:
+        PeftcError: E301 for a plan that was made for another model.
+    """
     import peftc
     from peftc.api import APPLIED
     from peftc.plan_file import check_plan
 
-    steps: list[tuple[str, str, float]] = []
-    start = time.perf_counter()
-    with progress(f"loading {model}"):
+    with steps.step("load") as facts:
         loaded = open_model(
             model, trust=trust, random_weights=random_weights,
             **{n: options[n] for n in OPENING},
         )  # fmt: skip
-    steps.append(("load", f"{model}  {type(loaded).__name__}", since(start)))
-    start = time.perf_counter()
-    with progress("capturing and rewriting"):
+        commit = getattr(loaded.config, "_commit_hash", None)
+        facts["what"] = f"{model}{f' @ {commit[:7]}' if commit else ''}  {type(loaded).__name__}"
+    with steps.step("rewrite") as facts:
         graph = peftc.apply(resolved, loaded, seed=seed, static_length=options["static_length"])
-    applied = graph.meta[APPLIED]
-    if planned is not None:
-        check_plan(planned, applied.plan, graph.signature.config, spec)
+        applied = graph.meta[APPLIED]
+        if planned is not None:
+            check_plan(planned, applied.plan, graph.signature.config, spec)
+        count = sum(len(i["sites"]) for i in applied.plan["insertions"])
+        unfrozen = len(applied.plan["unfrozen"])
+        facts["what"] = f"{count} sites" + (f", {unfrozen} tensors unfrozen" if unfrozen else "")
     applied.reference = model
     applied.random_weights = random_weights
-    count = sum(len(i["sites"]) for i in applied.plan["insertions"])
-    steps.append(("rewrite", f"{count} sites, {len(graph.graph.nodes):,} nodes", since(start)))
-    start = time.perf_counter()
-    peftc.save(graph, out, force=force)
-    steps.append(("write", f"{out}/", since(start)))
-    counts = applied.plan["parameters"]
-    if json:
-        emit({"ok": True, "out": str(out), "plan": applied.plan})
-        return
-    for name, what, seconds in steps:
-        say(f" {name:<10}{what:<56}{seconds:6.1f} s")
-    for path in sorted(out.iterdir()):
-        say(f"   {path.name:<20}{path.stat().st_size:>12,} bytes")
-    say(f"trainable {counts['trainable']:,} of {counts['base'] + counts['inserted']:,} parameters")
-    say(f"Next:  peftc train {out} --data train.jsonl   or   peftc export {out} --to onnx")
+    return graph, applied
+
+
+def check(graph: Any, applied: Any, steps: Steps) -> None:
+    """Run the graph with its insertions zeroed against the graph before.
+
+    Raises:
+        RuntimeError: where they differ, which is a fault of this package.
+    """
+    from peftc.frozen import frozen_difference
+
+    with steps.step("check") as facts:
+        found = frozen_difference(applied.base, graph, applied.plan)
+        facts["difference"] = found
+        facts["what"] = (
+            "a prefix or prompt is seen from its first step: not compared"
+            if found is None
+            else f"frozen path unchanged: max |diff| {found} with insertions zeroed"
+        )
+    if found:
+        raise RuntimeError(f"the frozen path changed by {found}")
+
+
+def write(graph: Any, out: Path, steps: Steps, *, force: bool) -> None:
+    """Write the artifact."""
+    import peftc
+
+    with steps.step("write") as facts:
+        peftc.save(graph, out, force=force)
+        facts["what"] = f"{out}/"
+
+
+def list_files(folder: Path) -> None:
+    """The files of an artifact, what each holds, and its size."""
+    from peftc.machine import size
+
+    say(f"{folder}/")
+    order = list(CONTENTS)
+    rank = {p: order.index(p.name) if p.name in order else len(order) for p in folder.iterdir()}
+    for path in sorted(rank, key=lambda p: (rank[p], p.name)):
+        what = CONTENTS.get(path.name, "")
+        say(f"  {path.name:<16} {what:<51} {size(path.stat().st_size):>9}")
 
 
 def is_artifact(spec: str) -> bool:
@@ -167,8 +258,3 @@ def drop(
     for planned in plan["insertions"]:
         say(f" {planned['id']:<16}{len(planned['sites'])} sites left")
     say(f"wrote {out}/.  Next:  peftc export {out} --to onnx")
-
-
-def since(start: float) -> float:
-    """Seconds since a moment."""
-    return time.perf_counter() - start

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import complain, emit, progress, say, table
+from peftc.cli.console import complain, emit, hint, note, progress, say, table
 from peftc.cli.options import (
     Attn,
     Dtype,
@@ -79,12 +79,15 @@ def plan(
         check_plan(planned, made.to_json(), made.sites.program.signature.config, spec)
     written = write(made, options, out, html, svg, force=force)
     if json:
-        emit({**made.to_json(), "written": [str(p) for p in written]})
+        from peftc.estimate import after_fold, needs
+
+        facts = {"needs": needs(made), "after_fold": after_fold(made)}
+        emit({**made.to_json(), **facts, "written": [str(p) for p in written]})
         return
     print_plan(made, spec, model, all_sites)
     for path in written:
         say(f"wrote {path}")
-    say(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
+    hint(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
 
 
 def write(
@@ -111,26 +114,69 @@ def write(
 
 
 def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> None:
-    """The plan as a table, its sums, and its notes."""
+    """The plan as a table, its sums, what it needs, and its notes."""
+    from peftc.estimate import BATCH, LENGTH, after_fold, needs, short
+    from peftc.machine import size
+
     layers = ", ".join(f"{n}{' ' + s if s else ''} layers" for s, n in made.sites.layers.items())
-    say(f"peftc plan  {spec}  ->  {model}  ({layers}, {made.base:,} frozen)", "bold")
+    width = f", width {made.sites.embeddings[0].site.width}" if made.sites.embeddings else ""
+    say(f"peftc plan  {spec}  ->  {model}  ({layers}{width}, {short(made.base)} frozen)", "bold")
+    say("  + insert   ~ becomes trainable")
+    say()
     table(
         "",
         [("", ""), ("ID", ""), ("AT", ""), ("LAYERS", ""), ("SITES", "right"),
          ("H BECOMES", ""), ("PARAMS", "right")],
         [*(insertion_row(p) for p in made.insertions), *unfreeze_rows(made)],
     )  # fmt: skip
-    share = 100 * made.trainable / (made.base + made.inserted)
+    say()
+    whole = made.base + made.inserted
     say(
         f"Plan: {len(made.insertions)} to insert, {len(made.unfrozen)} to unfreeze.  "
-        f"trainable {made.trainable:,} of {made.base + made.inserted:,} ({share:.2f} %)"
+        f"trainable {made.trainable:,} of {whole:,} ({100 * made.trainable / whole:.2f} %)"
+    )
+    folds = f"   After fold: {'; '.join(after_fold(made))}." if after_fold(made) else ""
+    say(f"Inputs and outputs: {ends(made)}.{folds}")
+    needed = needs(made)
+    say(
+        f"Needs: RAM {size(needed['ram'])}, disk {size(needed['disk'])}, training about "
+        f"{size(needed['training'])} on a GPU at batch {BATCH} x {LENGTH} (estimate)."
     )
     if all_sites:
-        for p in made.insertions:
-            for place in p.places:
-                say(f"  {p.insertion.id:<16} {place.name:<28} {place.module}")
+        say()
+        table(
+            "",
+            [("ID", ""), ("SITE", ""), ("MODULE", "")],
+            [(p.insertion.id, place.name, place.module) for p in made.insertions
+             for place in p.places],
+        )  # fmt: skip
+    for text in mlp_notes(made):
+        note(f"note: {text}")
     if made.notes:
         complain(made.notes)
+
+
+def ends(made: Any) -> str:
+    """What becomes of the model's inputs and outputs."""
+    longer = [
+        p.insertion.id
+        for p in made.insertions
+        if p.insertion.composition.kind == "prepend" and not p.insertion.composition.options.trim
+    ]
+    return f"outputs keep the tokens of {', '.join(longer)}" if longer else "unchanged"
+
+
+def mlp_notes(made: Any) -> list[str]:
+    """Parameters that an export does not have."""
+    from peftc.estimate import kept_values, short
+
+    kept = [(p, kept_values(p)) for p in made.insertions]
+    return [
+        f"{short(p.parameters - count)} of the new parameters are the MLP of "
+        f"`{p.insertion.id}`; it is folded away on export"
+        for p, count in kept
+        if count is not None
+    ]
 
 
 def insertion_row(p: Any) -> tuple[str, ...]:

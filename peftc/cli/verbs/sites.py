@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say, table
+from peftc.cli.console import emit, hint, progress, say, table
 from peftc.cli.options import (
     Attn,
+    Force,
     Json,
     Labels,
     ModelArgument,
@@ -19,15 +21,30 @@ from peftc.cli.options import (
     Trust,
     open_model,
 )
+from peftc.diagnostics import error
+from peftc.files import check_absent
 
 ORDER = 2
+EXAMPLES = (
+    "peftc sites MODEL",
+    "peftc sites MODEL --stack decoder --grep 'cross.*'",
+    "peftc sites MODEL --modules --grep '*query'",
+    "peftc sites MODEL --html tree.html",
+)
+STACKS = ("any", "encoder", "decoder")
 
 
 def sites(
     model: ModelArgument,
-    stack: Annotated[str, typer.Option(help="any, encoder or decoder.")] = "any",
-    grep: Annotated[str | None, typer.Option(help="Only rows with this text.")] = None,
+    stack: Annotated[str, typer.Option(metavar="STACK", help="any, encoder or decoder.")] = "any",
+    grep: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only rows with this text, or glob.")
+    ] = None,
     modules: Annotated[bool, typer.Option("--modules", help="List module paths.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw them as a page of its own.")
+    ] = None,
+    force: Force = False,
     task: Task = None,
     labels: Labels = None,
     revision: Revision = None,
@@ -36,7 +53,11 @@ def sites(
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Show what can be targeted in a model: roles, layers, sizes, places. No weights are read."""
+    """Show what can be targeted in a model. No weights are read."""
+    if stack not in STACKS:
+        raise error("E008", f"--stack {stack}", help=(f"one of: {', '.join(STACKS)}",))
+    if html is not None:
+        check_absent(html, force=force)
     import peftc
     from peftc.dataflow.report import absent_roles, report
     from peftc.dataflow.select import module_paths
@@ -47,6 +68,8 @@ def sites(
             weights=False,
         )  # fmt: skip
         found = peftc.sites(loaded, static_length=static_length)
+    if html is not None:
+        draw(found, model, html, force)
     if modules:
         paths = [p for p in module_paths(found.program) if matches(p, grep)]
         if json:
@@ -56,13 +79,23 @@ def sites(
         return
     rows = [
         r
-        for r in report(found)
+        for r in (*report(found), *head_rows(found))
         if stack in ("any", r["stack"]) and any(matches(str(v), grep) for v in r.values())
     ]
     if json:
-        emit({"model": model, "layers": found.layers, "sites": rows, "absent": absent_roles(found)})
+        written = [str(html)] if html is not None else []
+        emit({"model": model, "layers": found.layers, "sites": rows,
+              "absent": absent_roles(found), "written": written})  # fmt: skip
         return
-    say(headline(model, found))
+    show(model, found, rows)
+    if html is not None:
+        say(f"wrote {html}")
+
+
+def show(model: str, found: Any, rows: list[dict[str, Any]]) -> None:
+    """The table, and what the model lacks."""
+    say(headline(model, found), "bold")
+    say()
     with_stack = any(r["stack"] for r in rows)
     table(
         "",
@@ -70,14 +103,59 @@ def sites(
          ("WIDTH", "right"), ("WHERE", ""), ("GOOD FOR", "")],
         [
             (*([r["stack"]] if with_stack else []), r["site"], r["layers"], r["width"],
-             r["where"] + (" *" if r["fused"] else ""), r["good_for"])
+             r["where"] + ("  *" if r["fused"] else ""), r["good_for"])
             for r in rows
         ],
     )  # fmt: skip
+    if not rows:
+        say("no site matches")
     if any(r["fused"] for r in rows):
-        say("* one fused weight; only that part of it is changed")
-    if absent := absent_roles(found):
+        say("* one fused weight; peftc changes only that part of it")
+    if absent := lacking(found):
         say(f"Not in this model: {', '.join(absent)}")
+    hint(f"Next:  peftc plan lora {model}")
+
+
+def lacking(found: Any) -> list[str]:
+    """Roles that the model does not have, those of a whole family as one."""
+    from peftc.dataflow.report import GOOD_FOR, absent_roles
+
+    families = {"cross": "no cross-attention", "ffn": "no feed-forward", "attn": "no attention"}
+    absent = absent_roles(found)
+    result: list[str] = []
+    for role in absent:
+        family = role.partition(".")[0]
+        members = [r for r in GOOD_FOR if r.startswith(f"{family}.")]
+        if family in families and all(r in absent for r in members):
+            entry = f"{family}.*  ({families[family]})"
+        else:
+            entry = role
+        if entry not in result:
+            result.append(entry)
+    return result
+
+
+def head_rows(found: Any) -> list[dict[str, Any]]:
+    """What `unfreeze: {role: head}` trains: the modules that the task added."""
+    weights = dict(found.program.named_parameters())
+    rows = []
+    for name in found.parameters.get("head", ()):
+        value = weights[name]
+        if value.dim() == 2:
+            rows.append({
+                "site": "head", "stack": "", "count": 1, "layers": "-",
+                "width": f"{value.shape[1]} > {value.shape[0]}",
+                "where": name.rpartition(".")[0], "fused": False, "good_for": "unfreeze",
+            })  # fmt: skip
+    return rows
+
+
+def draw(found: Any, model: str, path: Path, force: bool) -> None:
+    """The sites as a page."""
+    from peftc.files import write_text
+    from peftc.picture import sites_page
+
+    write_text(path, sites_page(found, model), force=force)
 
 
 def matches(text: str, pattern: str | None) -> bool:
@@ -97,5 +175,23 @@ def headline(model: str, found: Any) -> str:
         parts.append(f"width {width}")
     if found.attentions:
         a = found.attentions[0]
-        parts.append(f"{a.heads} heads x {a.head_dim}")
+        shared = f" ({a.kv_heads} for keys and values)" if a.kv_heads != a.heads else ""
+        parts.append(f"{a.heads} heads x {a.head_dim}{shared}")
+    if (kind := norm_kind(found)) is not None:
+        parts.append(kind)
+    if signature.loss == "ForCausalLM" and "decoder" not in found.layers:
+        parts.append("causal")
     return ", ".join(parts) + "   (no weights loaded)"
+
+
+def norm_kind(found: Any) -> str | None:
+    """Where the norms stand: behind the residual sums (post-norm), or before what reads them."""
+    from peftc.passes.insert import following_norm
+
+    for out in (s for s in found.sites if s.role == "attn.out"):
+        if following_norm(out) is not None:
+            return "post-norm"
+        reads = [s.x for s in found.sites if (s.role, s.layer, s.stack) ==
+                 ("attn.q", out.layer, out.stack)]  # fmt: skip
+        return "pre-norm" if reads and reads[0] is not out.stream else None
+    return None

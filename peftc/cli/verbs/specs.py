@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json as data
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from peftc.cli.common import examples, with_common
-from peftc.cli.console import emit, hint, say, table
+from peftc.cli.console import emit, hint, say, several, table
 from peftc.cli.options import Force, Json, spec_names
 from peftc.cli.spec_argument import read_spec
 
@@ -46,6 +47,7 @@ def list_specs(*, as_json: bool) -> None:
     from peftc.spec import load_spec
     from peftc.spec.catalogue import names
 
+    counts = bert_base_counts()
     rows = []
     for name in names():
         spec = load_spec(name)
@@ -58,6 +60,7 @@ def list_specs(*, as_json: bool) -> None:
                 "sites": [str(s) for s in sites],
                 "h_becomes": list(dict.fromkeys(i.formula for i in spec.insert)),
                 "unfreezes": [u.role or u.module for u in spec.unfreeze],
+                "bert_base": counts.get(name),
                 "merges": bool(facts) and all(f.merges for f in facts),
             }
         )
@@ -66,25 +69,30 @@ def list_specs(*, as_json: bool) -> None:
         return
     table(
         "",
-        [
-            ("NAME", ""),
-            ("WHAT IT CHANGES", ""),
-            ("H BECOMES", ""),
-            ("TRAINS TOO", ""),
-            ("MERGES", ""),
-        ],
+        [("NAME", ""), (several(["WHAT IT", "CHANGES"], " "), ""), ("H BECOMES", ""),
+         (several(["PARAMS", "(bert-base)"], " "), "right"), ("MERGES", "")],
         [
             (
                 r["name"],
-                ", ".join(r["sites"]) or "-",
-                "; ".join(r["h_becomes"]) or "-",
-                ", ".join(r["unfreezes"]) or "-",
+                several(r["sites"] or r["unfreezes"]),
+                several(r["h_becomes"], "; ") or "-",
+                "-" if r["bert_base"] is None else f"{r['bert_base']:,}",
                 "yes" if r["merges"] else "no",
             )
             for r in rows
         ],
-    )
+    )  # fmt: skip
     hint("Copy one:  peftc specs cp lora my.yaml")
+
+
+def bert_base_counts() -> dict[str, int]:
+    """Parameters that shipped specs insert on BERT-base, as benchmarks/spec_counts.py wrote them.
+
+    Counting takes a model on meta tensors, and this verb does without torch.
+    """
+    from peftc.spec.catalogue import folder
+
+    return data.loads((folder() / "bert_base.json").read_text(encoding="utf-8"))
 
 
 @app.command("show", epilog=examples(("peftc specs show lora", "peftc specs show mam --expanded")))

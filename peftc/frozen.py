@@ -1,0 +1,59 @@
+"""The frozen path: a rewritten graph with its insertions zeroed, against the graph before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftc.capture.inputs import example_value, sound_sizes
+from peftc.capture.program import PEFT_PREFIX, Program
+
+SIZES = {"batch": 2, "sequence": 9, "decoder_sequence": 5}
+SEEN = ("attend", "prepend")  # tokens that are seen from the first step have no zero
+
+
+def frozen_difference(before: Program, after: Program, plan: Mapping[str, Any]) -> float | None:
+    """The largest |before - after| where every delta of `after` is 0 and every factor is 1.
+
+    `plan` is the plan as data. Both run on the same inputs, one row padded. None where an
+    insertion has no zero: a prefix or a prompt changes the outputs by being there.
+    """
+    kinds = {i["id"]: i["compose"] for i in plan["insertions"]}
+    graph = after.clone(pieces=True).eval()
+    called = {n.target: n.target.split(".")[1] for n in graph.graph.nodes
+              if n.op == "call_module" and n.target.startswith(PEFT_PREFIX)}  # fmt: skip
+    if any(kinds.get(ident, "attend") in SEEN for ident in called.values()):
+        return None
+    for name, ident in called.items():
+        piece = graph.get_submodule(name)
+        piece.register_forward_hook(neutral(kinds[ident], gate=name.endswith("_gate")))
+    config = before.signature.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", 2) or 2
+    sizes = sound_sizes(SIZES, config)
+    device = next(before.parameters()).device
+    values = [example_value(i, sizes, vocabulary).to(device) for i in before.signature.inputs]
+    with torch.no_grad():
+        pairs = zip(before.flat(*values), graph.flat(*values), strict=True)
+        return max((difference(a, b) for a, b in pairs), default=0.0)
+
+
+def neutral(compose: str, *, gate: bool) -> Any:
+    """A hook that makes a piece's output change nothing."""
+    if gate:  # of h and the delta h stays; a delta behind a gate is zero already
+        return lambda module, inputs, output: inputs[0]
+    fill = torch.ones_like if compose == "multiply" else torch.zeros_like
+    return lambda module, inputs, output: fill(output)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest |a - b|; infinite for other shapes, or where only one of them is a number."""
+    if a.shape != b.shape:
+        return math.inf
+    apart = (a.double() - b.double()).abs()
+    apart = apart[~((a == b) | (a.isnan() & b.isnan()))]
+    return apart.nan_to_num(math.inf).max().item() if apart.numel() else 0.0
