@@ -80,7 +80,7 @@ class Row:
     ran: int | None
 
 
-def make_base(folder: Path, size: str, dtype: torch.dtype, *, sparse: bool) -> None:
+def make_base(folder: Path, size: str, dtype: torch.dtype, sparse: bool) -> None:
     """A Llama's config and its safetensors file: random numbers, or a file of zeros with holes."""
     folder.mkdir(parents=True)
     config = LlamaConfig(vocab_size=128_256, max_position_embeddings=131_072, **SIZES[size])
@@ -147,8 +147,9 @@ def measure(home: Path, size: str, dtype: torch.dtype, *, sparse: bool) -> list[
     """The rows of one model; its files are removed afterwards."""
     name, kind = f"Llama, {size} billion", str(dtype).removeprefix("torch.")
     base = home / "base"
-    make_base(base, size, dtype, sparse=sparse)
-    run_alone(make_artifact, base, home / "artifact")
+    # A process starts with the peak of the one that forked it, so this one stays small.
+    run_alone("make_base", base, size, dtype, sparse)
+    run_alone("make_artifact", base, home / "artifact")
     rows = []
     for weights, options in (
         ("link, unmerged", ["--weights", "link", "--fold", "unmerged"]),
@@ -168,10 +169,11 @@ def measure(home: Path, size: str, dtype: torch.dtype, *, sparse: bool) -> list[
     return rows
 
 
-def run_alone(function: Any, *arguments: Path) -> None:
+def run_alone(function: str, *arguments: Any) -> None:
     """Call a function of this file in a process of its own, so that its memory is returned."""
-    given = ", ".join(f"Path({str(a)!r})" for a in arguments)
-    code = f"from pathlib import Path; import export_memory as m; m.{function.__name__}({given})"
+    given = ", ".join(map(repr, arguments))
+    start = "import torch; from pathlib import PosixPath; import export_memory"
+    code = f"{start}; export_memory.{function}({given})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 

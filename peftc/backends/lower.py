@@ -12,7 +12,7 @@ from peftc.capture.trace import quiet
 
 
 def lowered(program: Program) -> ExportedProgram:
-    """The flat graph, tensors in and tensors out, as functional ATen operations.
+    """The flat graph, tensors in and tensors out, as ATen operations.
 
     Parameters keep their names, inserted ones as `peft.<id>.<site>.<tensor>`; every named axis
     of the signature stays free.
@@ -26,8 +26,7 @@ def lowered(program: Program) -> ExportedProgram:
         {k: Dim.DYNAMIC for k, d in enumerate(i.dims) if isinstance(d, str)} for i in inputs
     )
     with quiet(), torch.no_grad():
-        exported = torch.export.export(flat, values, dynamic_shapes=shapes, strict=False)
-        return exported.run_decompositions({})
+        return torch.export.export(flat, values, dynamic_shapes=shapes, strict=False)
 
 
 def axis_symbols(exported: ExportedProgram, program: Program) -> dict[str, str]:
