@@ -10,7 +10,7 @@ from torch import fx
 
 from peftc.capture.program import Program
 from peftc.dataflow.site import Embedding, Sites
-from peftc.passes.base import Pass, add_module, after, call, call_module, redirect
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.values import refresh
 from peftc.pieces.prompt import Prompt
 
@@ -90,8 +90,10 @@ class InsertPrompt(Pass):
         """Every input that shares the ids' length axis, by its longer version."""
         signature = program.signature
         axis = next(i for i in signature.inputs if i.name == self.embedding.ids.name).dims[1]
-        holders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-        last = list(holders.values())[-1]
+        given = [n for n in program.graph.nodes if n.op == "placeholder"]
+        holders = {n.name: current(n) for n in given}
+        last = max(holders.values())
+        ids = current(self.embedding.ids)
         longer: dict[fx.Node, fx.Node] = {}
         for i in signature.inputs:
             other_stack = i.name.startswith("decoder_") != self.embedding.ids.name.startswith(
@@ -103,7 +105,7 @@ class InsertPrompt(Pass):
             fill = self.dummy if i.name == self.embedding.ids.name else int(i.default == "ones")
             with after(last):
                 new = self.padded(program, node, fill)
-                if node is self.embedding.ids and not self.padding:
+                if node is ids and not self.padding:
                     self.hide_padding(program, node, new)
             for reader in [r for r in node.users if "lengthens" not in r.meta]:
                 reader.replace_input_with(node, new)

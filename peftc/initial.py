@@ -95,7 +95,7 @@ def initial_values(plan: Plan, words: Words, seed: int) -> dict[str, tuple[Tenso
         if planned.insertion.delta.kind == "prompt":
             for embedding in plan.sites.embeddings:
                 if embedding.site in planned.places:
-                    rows = prompt_rows(options, embedding, program, words, random)
+                    rows = prompts(options, embedding, program, words, random)
                     values[f"{name}.{embedding.site.name}"] = (rows,)
             continue
         attentions = [p for p in planned.places if isinstance(p, Attention)]
@@ -142,9 +142,21 @@ def problem(insertion: Insertion, config: Any) -> str | None:
     names = list(getattr(config, "id2label", None) or {})
     if len(names) > options.tokens:
         return f"{len(names)} labels need as many `tokens`, there are {options.tokens}"
+    if getattr(options, "ensemble", None) and len(names) == options.tokens:
+        return "an ensemble that starts from the labels alone stays equal: more `tokens`"
     if not names or all(UNNAMED.fullmatch(str(config.id2label[k])) for k in names):
         return "the model's labels have no names: give them, --labels negative,positive"
     return None
+
+
+def prompts(
+    options: Any, embedding: Embedding, program: Program, words: Words, random: torch.Generator
+) -> Tensor:
+    """The rows that a prompt, or each member of an ensemble, starts from: (..., tokens, width)."""
+    if options.ensemble is None:
+        return prompt_rows(options, embedding, program, words, random)
+    members = range(options.ensemble)
+    return torch.stack([prompt_rows(options, embedding, program, words, random) for _ in members])
 
 
 def prompt_rows(

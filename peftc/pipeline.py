@@ -14,6 +14,7 @@ from peftc.capture.program import Program, attribute
 from peftc.diagnostics import error
 from peftc.passes.base import DEFERRED, Pass
 from peftc.passes.drop_dropout import DropDropout
+from peftc.passes.ensemble import Combine, RepeatInputs
 from peftc.passes.fold_dora import FoldDora
 from peftc.passes.fold_low_rank import FoldLowRank
 from peftc.passes.fold_prefix import FoldPrefix
@@ -126,7 +127,7 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
-    passes += shifts(plan)
+    passes = around(passes, plan) + shifts(plan)
     if plan.unfrozen:
         passes.append(Unfreeze(plan.unfrozen))
     pipeline.run(passes)
@@ -161,6 +162,16 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
             gates, insertion.gate.reads if gates else "none",  # type: ignore[arg-type]
         )
     ]  # fmt: skip
+
+
+def around(passes: list[Pass], plan: Plan) -> list[Pass]:
+    """The passes of all insertions, those of an ensemble's rows before and behind them."""
+    for planned in plan.insertions:
+        options = planned.insertion.delta.options
+        if members := getattr(options, "ensemble", None):
+            combine = Combine(planned.insertion.id, members, options.vote)
+            return [RepeatInputs(members), *passes, combine]
+    return passes
 
 
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:

@@ -55,6 +55,7 @@ class Signature:
     loss: str | None = None  # the name transformers gives the model's loss
     model_class: str = ""
     task_parameters: frozenset[str] | None = None  # what the task added to the base model
+    members: int = 1  # of an ensemble: how many rows an example has while training
 
     def input(self, name: str) -> Input | None:
         """The input called `name`, or None."""
@@ -183,6 +184,8 @@ def _forward_like_model(self: Program, **inputs: Any) -> Any:
     flat = self.flat(*signature.bind(inputs))
     output = pytree.tree_unflatten(list(flat), signature.structure)
     if labels:
+        if self.training and signature.members > 1:
+            labels = {n: torch.cat([t] * signature.members) for n, t in labels.items()}
         output["loss"] = loss_of(output, labels, signature)
         output.move_to_end("loss", last=False)
     return output

@@ -14,7 +14,9 @@ class Prompt(Piece):
     """h with rows `first` .. `first + tokens` replaced by the prompt: [P; h] over dummy ids.
 
     h: (batch, length, width) with `tokens` dummy rows already in place, P: (tokens, width).
-    P is uniform in [-0.5, 0.5], N(0, 0.02^2), or given rows of the embedding table.
+    P is uniform in [-0.5, 0.5], N(0, 0.02^2), or given rows of the embedding table. Of an ensemble
+    P is (members, tokens, width) and h (members * batch, length, width), each member's rows
+    together; its gradient is that of its own loss, where the loss is the mean of the members'.
     Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
     """
 
@@ -29,11 +31,14 @@ class Prompt(Piece):
         first: int = 0,
         init: str = "uniform",
         encoder: PromptEncoder | None = None,
+        members: int | None = None,
     ) -> None:
         super().__init__()
         self.first = first
         self.tokens = tokens
-        self.embedding = nn.Parameter(torch.empty(tokens, width))
+        self.members = members
+        size = (tokens, width) if members is None else (members, tokens, width)
+        self.embedding = nn.Parameter(torch.empty(size))
         if init == "normal":
             nn.init.normal_(self.embedding, std=0.02)
         else:
@@ -52,10 +57,12 @@ class Prompt(Piece):
                 width, options.reparam.hidden, "reparam", act=options.reparam.act
             )
         init = options.init.kind
-        return cls(options.tokens, width, first=first, init=init, encoder=encoder)
+        return cls(
+            options.tokens, width, first=first, init=init, encoder=encoder, members=options.ensemble
+        )
 
     def start(self, rows: Tensor) -> None:
-        """Start from these rows, (tokens, width): the last layer of an encoder is fitted."""
+        """Start from these rows, as `rows` gives them: the last layer of an encoder is fitted."""
         if self.encoder is not None:
             self.encoder.start(self.embedding, rows)
             return
@@ -63,11 +70,18 @@ class Prompt(Piece):
             self.embedding.copy_(rows)
 
     def rows(self) -> Tensor:
-        """The prompt itself, (tokens, width)."""
+        """The prompt itself, (tokens, width); of an ensemble all, (members, tokens, width)."""
         return self.embedding if self.encoder is None else self.encoder(self.embedding)
 
     def forward(self, h: Tensor) -> Tensor:
-        rows = self.rows().to(h.dtype).unsqueeze(0).expand(h.shape[0], -1, -1)
+        rows = self.rows().to(h.dtype).unsqueeze(-3)
+        if self.members is None:
+            rows = rows.expand(h.shape[0], -1, -1)
+        else:
+            rows = rows.expand(-1, h.shape[0] // self.members, -1, -1)
+            if self.training and rows.requires_grad:
+                rows.register_hook(lambda gradient: gradient * self.members)
+            rows = rows.flatten(0, 1)
         rest = h[:, self.first + self.tokens :]
         parts = [h[:, : self.first], rows, rest] if self.first else [rows, rest]
         return torch.cat(parts, 1)

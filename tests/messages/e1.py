@@ -170,3 +170,21 @@ def _(here: Here):
         "      prompt: {tokens: 6, encoder: {kind: mlp, hidden: 6}, init: {ids: [4, 5, 6, 7]}}\n"
     )
     peftc.apply(spec, here.program)
+
+
+@case("E115", "two ensembles")
+def _(here: Here):
+    here.plan(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: embed.out, delta: {prompt: {tokens: 3, ensemble: 2}}}\n"
+        "  - {id: b, at: embed.out, delta: {prompt: {tokens: 2, ensemble: 4}}}\n"
+    )
+
+
+@case("E115", "no classes")
+def _(here: Here):
+    spec = here.write(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: embed.out, delta: {prompt: {tokens: 2, ensemble: 3}}}\n"
+    )
+    peftc.plan(spec, zoo.captured("bert"))

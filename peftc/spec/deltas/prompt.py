@@ -68,8 +68,32 @@ class Prompt(DeltaOptions):
         None, description="An MLP of two layers that makes the rows while training."
     )
 
+    ensemble: int | None = Field(
+        None,
+        gt=1,
+        description="How many prompts are trained beside one another, each on its own loss, and "
+        "answer together, in one batch of so many times the rows.",
+    )
+    vote: Literal["majority", "mean"] | None = Field(
+        None,
+        description="How an ensemble answers: by the majority of its members, the default, or by "
+        "the mean of their outputs.",
+    )
+
     @model_validator(mode="after")
     def _one_network(self) -> Self:
         if self.encoder is not None and self.reparam is not None:
             raise ValueError("`encoder` and `reparam` both make the rows: give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _members(self) -> Self:
+        if self.ensemble is None:
+            if self.vote is not None:
+                raise ValueError("`vote` is for an `ensemble` of prompts")
+            return self
+        if self.encoder is not None or self.reparam is not None:
+            raise ValueError("the prompts of an `ensemble` share no network that makes them")
+        if self.init.kind in ("text", "ids"):
+            raise ValueError(f"an `ensemble` that starts equal stays equal: not `{self.init.kind}`")
+        return self if self.vote is not None else self.model_copy(update={"vote": "majority"})
