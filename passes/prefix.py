@@ -12,8 +12,9 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.dataflow.site import Attention, Position, Site
 from peftc.diagnostics import error
-from peftc.passes.base import Pass, add_module, after, call, call_module, current
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.cached_mask import cached_mask
+from peftc.passes.infix import Infix
 from peftc.passes.values import refresh, set_value
 from peftc.passes.written_attention import END, attend_beside
 from peftc.pieces.gate import Valve
@@ -33,7 +34,8 @@ class InsertPrefix(Pass):
     The prefix goes in as the model's own cached keys would: after rotary positions. A mask that
     several layers share is padded once. Keys outside a sliding window stay visible: the mask's
     new columns say "keep" for every query. With `cached` the mask is what the model itself would
-    make with `tokens` earlier tokens in its cache, its relative biases among it.
+    make with `tokens` earlier tokens in its cache, its relative biases among it. With `infix` the
+    queries before a token do not see the prefix.
     """
 
     id: str
@@ -44,6 +46,7 @@ class InsertPrefix(Pass):
     cached: bool = False
     gates: Sequence[Valve] = ()
     queries: Sequence[Site] = ()  # with gates: of each attention, which read what its gate reads
+    infix: Infix | None = None
 
     @property
     def name(self) -> str:
@@ -53,11 +56,11 @@ class InsertPrefix(Pass):
     def run(self, program: Program) -> None:
         """Insert the prefix at every attention, behind a gate where it has one."""
         parts = self.shared_parts(program)
-        masks: dict[fx.Node, fx.Node] = {}
+        masks: dict[tuple[fx.Node, str], fx.Node] = {}
         for n, (attention, piece) in enumerate(zip(self.attentions, self.pieces, strict=True)):
             path, target = attention.module, f"peft.{self.id}.{attention.name}"
             add_module(program, target, piece)
-            k, v = current(attention.k), current(attention.v)
+            k, v, _ = read_by(attention)
             given = tuple(parts[2 * n : 2 * n + 2])
             first = attention.node if attention.scores is None else attention.scores
             while not v < first:
@@ -78,7 +81,7 @@ class InsertPrefix(Pass):
                     help=("--attn sdpa, where the model has it", "mask: open"),
                 )
             else:
-                attend_beside(program, attention, k_new, v_new, valve)
+                attend_beside(program, attention, k_new, v_new, valve, self.infix)
         refresh(program)
 
     def valve(self, program: Program, n: int, target: str) -> Callable[[fx.Node], fx.Node]:
@@ -142,7 +145,7 @@ class InsertPrefix(Pass):
         attention: Attention,
         k: fx.Node,
         v: fx.Node,
-        masks: dict[fx.Node, fx.Node],
+        masks: dict[tuple[fx.Node, str], fx.Node],
     ) -> None:
         """Let the kernel read the longer keys and values, and a longer mask."""
         with program.graph.inserting_before(attention.node):
@@ -172,18 +175,26 @@ class InsertPrefix(Pass):
             ]
 
     def longer_mask(
-        self, program: Program, attention: Attention, masks: dict[fx.Node, fx.Node]
+        self,
+        program: Program,
+        attention: Attention,
+        masks: dict[tuple[fx.Node, str], fx.Node],
     ) -> fx.Node | None:
         """The mask with `tokens` columns in front that keep: True, or 0.0 to be added."""
-        mask = attention.mask
+        _, _, mask = read_by(attention)
         if mask is None:
-            if not is_causal(attention.node):
-                return None
-            return self.causal_mask(program, attention)
-        mask = current(mask)
-        if mask not in masks and self.cached:
-            masks[mask] = cached_mask(program, mask, self.tokens)
-        if mask not in masks:
+            made = self.causal_mask(program, attention) if is_causal(attention.node) else None
+            return self.hidden(program, made, attention)
+        shared = (mask, attention.stack if self.infix else "")
+        if shared not in masks and self.cached:
+            if mask is not current(attention.mask):  # type: ignore[arg-type]
+                raise error(
+                    "E110",
+                    f"{attention.module} has a prefix already, which a cache would not hold apart",
+                    help=("mask: open",),
+                )
+            masks[shared] = cached_mask(program, mask, self.tokens)
+        if shared not in masks:
             value = mask.meta["val"]
             keep = 1.0 if value.dtype == torch.bool else 0.0
             with after(mask):
@@ -192,12 +203,22 @@ class InsertPrefix(Pass):
                     full = self.widened(program, mask, attention)
             with after(full):
                 pad = (full, [self.tokens, 0], keep)
-                masks[mask] = call(program, aten.constant_pad_nd.default, pad, full.meta["module"])
-        return masks[mask]
+                made = call(program, aten.constant_pad_nd.default, pad, full.meta["module"])
+            masks[shared] = self.hidden(program, made, attention)  # type: ignore[assignment]
+        return masks[shared]
+
+    def hidden(
+        self, program: Program, mask: fx.Node | None, attention: Attention
+    ) -> fx.Node | None:
+        """A longer mask that also hides the prefix from the queries before it."""
+        if self.infix is None:
+            return mask
+        k, _, _ = read_by(attention)
+        return self.infix.hide(program, mask, attention, k, self.tokens)
 
     def widened(self, program: Program, mask: fx.Node, attention: Attention) -> fx.Node:
         """A mask of one column for all keys, as one column a key."""
-        k = current(attention.k)
+        k, _, _ = read_by(attention)
         with after(mask, k):
             keys = call(program, aten.sym_size.int, (k, 2), attention.module)
         sizes = [-1] * (mask.meta["val"].dim() - 1)
@@ -206,7 +227,7 @@ class InsertPrefix(Pass):
 
     def causal_mask(self, program: Program, attention: Attention) -> fx.Node:
         """What `is_causal` means, as a mask: (length, tokens + keys), the first columns True."""
-        path, q, k = attention.module, current(attention.q), current(attention.k)
+        path, q, (k, _, _) = attention.module, current(attention.q), read_by(attention)
         rows = call(program, aten.sym_size.int, (q, 2), path)
         columns = call(program, aten.sym_size.int, (k, 2), path)
         device = q.meta["val"].device
@@ -215,6 +236,15 @@ class InsertPrefix(Pass):
         )
         lower = call(program, aten.tril.default, (ones,), path)
         return call(program, aten.constant_pad_nd.default, (lower, [self.tokens, 0], 1.0), path)
+
+
+def read_by(attention: Attention) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """The keys, values and mask of an attention as they are now, behind earlier prefixes."""
+    if attention.scores is not None:
+        mask = None if attention.mask is None else current(attention.mask)
+        return current(attention.k), current(attention.v), mask
+    args = list(attention.node.args) + [None] * (4 - len(attention.node.args))
+    return args[1], args[2], args[3] or attention.node.kwargs.get("attn_mask")  # type: ignore[return-value]
 
 
 def is_causal(node: fx.Node) -> bool:
@@ -227,25 +257,51 @@ class ShiftPositions(Pass):
     """%reader(%positions)  ->  %reader(add(%positions, P)): real tokens start at position P.
 
     What a cache of P earlier tokens does to the model's own positions. Relative positions among
-    real tokens do not change, so relative biases are left alone.
+    real tokens do not change, so relative biases are left alone. With `infix` only the tokens
+    behind it move: %reader(add(%positions, mul(%behind, P))).
     """
 
     positions: Sequence[Position]
     by: int
+    infix: Infix | None = None
 
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"shift positions by {self.by}"
+        where = "" if self.infix is None else f" from token {self.infix.before}"
+        return f"shift positions by {self.by}{where}"
 
     def run(self, program: Program) -> None:
         """Add `by` on every edge through which positions enter."""
         shifted: dict[fx.Node, fx.Node] = {}
         for p in self.positions:
-            node = current(p.positions)
+            node = current(p.positions, p.reader)
             if node not in shifted:
-                with after(node):
-                    shifted[node] = call(
-                        program, aten.add.Tensor, (node, self.by), node.meta["module"]
-                    )
-            p.reader.replace_input_with(node, shifted[node])
+                shifted[node] = self.shift(program, node, p.stack)
+            redirect(node, shifted[node], (p.reader,), own=True)
+            p.reader.meta["stale"] = self.infix is not None
+        refresh(program)
+
+    def shift(self, program: Program, node: fx.Node, stack: str) -> fx.Node:
+        """The positions, moved."""
+        path = node.meta["module"]
+        if self.infix is None:
+            with after(node):
+                return call(program, aten.add.Tensor, (node, self.by), path)
+        behind = self.infix.behind(program, stack)
+        batch, length = map(str, behind.meta["val"].shape)
+        first, *others = map(str, node.meta["val"].shape)
+        if first not in ("1", batch) or sorted(set(others) - {"1"}) != [length]:
+            raise error(
+                "E110",
+                f"the positions that {path} reads have no row for each example, "
+                "so that only some of them could count on behind an infix",
+                help=("positions: keep",),
+            )
+        with after(node, behind):
+            for axis, size in enumerate(others, 1):
+                if size == "1":
+                    behind = call(program, aten.unsqueeze.default, (behind, axis), path)
+            number = call(program, aten._to_copy.default, (behind,), path, dtype=torch.int64)
+            by = call(program, aten.mul.Tensor, (number, self.by), path)
+            return call(program, aten.add.Tensor, (node, by), path)

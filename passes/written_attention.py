@@ -12,6 +12,7 @@ from peftc.capture.program import Program
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
 from peftc.passes.base import after, call
+from peftc.passes.infix import Infix
 
 aten = torch.ops.aten
 END = torch.iinfo(torch.int64).max
@@ -37,6 +38,7 @@ def attend_beside(
     key: fx.Node,
     value: fx.Node,
     valve: Callable[[fx.Node], fx.Node] | None = None,
+    infix: Infix | None = None,
 ) -> None:
     """Give a written-out attention a prefix: key, value are (1, heads, tokens, dim).
 
@@ -45,6 +47,7 @@ def attend_beside(
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
     `valve` puts what is (batch, heads, length, ...) behind a gate: both products with the prefix.
+    `infix` hides the prefix from the queries before it.
     Heads may be an axis of their own, (batch, ..., heads, length, keys), or flattened into the
     batch, (batch * heads, length, keys).
 
@@ -73,6 +76,8 @@ def attend_beside(
         line = steps(scores, given, attention)
         for step in line:
             beside = repeated(program, step, beside, attention)
+        if infix is not None:
+            beside = infix.hide_scores(program, beside, attention)
         beside = like(program, beside, given, attention)
         joined = call(program, aten.cat.default, ([beside, given], -1), path)
     readers = list(softmax.users)

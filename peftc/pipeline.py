@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
+from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
 from peftc.passes.base import DEFERRED, Pass
 from peftc.passes.drop_dropout import DropDropout
@@ -21,6 +23,7 @@ from peftc.passes.fold_prefix import FoldPrefix
 from peftc.passes.fold_reparam import FoldReparam
 from peftc.passes.fold_scale import FoldScale
 from peftc.passes.fold_vector import FoldVector
+from peftc.passes.infix import Infix
 from peftc.passes.insert import Insert
 from peftc.passes.prefix import InsertPrefix, ShiftPositions
 from peftc.passes.prompt import InsertPrompt
@@ -149,7 +152,7 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
         return [
             InsertPrefix(
                 insertion.id, planned.places, pieces, options.tokens, reparam, cached,  # type: ignore[arg-type]
-                gates, queries,  # type: ignore[arg-type]
+                gates, queries, infix_of(options.before, sites),  # type: ignore[arg-type]
             )
         ]  # fmt: skip
     if insertion.composition.kind == "prepend":
@@ -193,20 +196,28 @@ def plain_token(config: object, vocabulary: int) -> int:
     return next(k for k in range(min(3, vocabulary - 1), vocabulary) if k not in special)
 
 
+def infix_of(before: int | None, sites: Sites) -> Infix | None:
+    """The place inside the sequence that a prefix asks for, if it does."""
+    if before is None:
+        return None
+    return Infix(before, {e.site.stack: e for e in sites.embeddings})
+
+
 def shifts(plan: Plan) -> list[Pass]:
-    """One shift a stack: its longest self-attention prefix that asks for shifted positions."""
-    longest: dict[str, int] = {}
+    """One shift a stack and place: as many positions as one self-attention has shifting tokens."""
+    counts: dict[tuple[str, int | None], Counter[str]] = {}
     for planned in plan.insertions:
         options = planned.insertion.delta.options
         if planned.insertion.composition.kind != "attend" or options.positions != "shift":
             continue
         for place in planned.places:
             if place.role == "attn.kv":
-                longest[place.stack] = max(longest.get(place.stack, 0), options.tokens)
+                count = counts.setdefault((place.stack, options.before), Counter())
+                count[place.name] += options.tokens
     return [
-        ShiftPositions([p for p in plan.sites.positions if p.stack == stack], tokens)
-        for stack, tokens in longest.items()
-        if any(p.stack == stack for p in plan.sites.positions)
+        ShiftPositions(entered, max(count.values()), infix_of(before, plan.sites))
+        for (stack, before), count in counts.items()
+        if (entered := [p for p in plan.sites.positions if p.stack == stack])
     ]
 
 

@@ -14,8 +14,15 @@ from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError, Span
 from peftc.initial import problem as cannot_start
-from peftc.misfit import no_layers, no_match, nothing_to_unfreeze, partly, rank_too_large
-from peftc.passes.ensemble import cannot_vote
+from peftc.misfit import (
+    no_ensemble,
+    no_infix,
+    no_layers,
+    no_match,
+    nothing_to_unfreeze,
+    partly,
+    rank_too_large,
+)
 from peftc.pieces import piece_class
 from peftc.pieces.gate import Gate, Valve
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
@@ -207,7 +214,7 @@ def check_sizes(
         except LookupError as cause:
             message = f"the gate of `{insertion.id}` has nothing to read: {cause}"
             problems.append(Diagnostic("E101", message, spec.span("insert", k, "compose")))
-    check_ensemble(spec, k, sites, problems)
+    problems += no_ensemble(spec, k, sites) + no_infix(spec, k, places, sites)
     if insertion.delta.kind not in ("low_rank", "dora"):
         return
     for place, option in zip(places, options, strict=True):
@@ -231,20 +238,6 @@ def check_sizes(
                 rank_too_large(spec, k, place, reading_width(insertion, place), rank, sites)
             )
             return
-
-
-def check_ensemble(spec: Spec, k: int, sites: Sites, problems: list[Diagnostic]) -> None:
-    """Refuse a second ensemble, and votes on what has no classes."""
-    options = spec.insert[k].delta.options
-    if getattr(options, "ensemble", None) is None:
-        return
-    where = spec.span("insert", k, "delta", "prompt", "ensemble")
-    others = [i for i in spec.insert[:k] if getattr(i.delta.options, "ensemble", None)]
-    if others:
-        text = f"`{others[0].id}` is an ensemble already, and a model can have one"
-        problems.append(Diagnostic("E115", text, where))
-    if why := cannot_vote(options, sites.program.signature):
-        problems.append(Diagnostic("E115", why, where, help=("`vote: mean` averages the outputs",)))
 
 
 def check_pipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,9 +121,12 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
     for module in graph.modules():
         if isinstance(module, Prompt):
             limit -= module.tokens
-    prefixes = [m.shapes[0][1] for m in graph.modules() if isinstance(m, Prefix)]
+    prefixes: Counter[str] = Counter()  # of each attention, in front of one another
+    for name, module in graph.named_modules():
+        if isinstance(module, Prefix):
+            prefixes[name.rpartition(".")[2]] += module.shapes[0][1]
     # Two rows: some models count positions from the padding id on.
-    limit -= max(prefixes, default=0) + 2
+    limit -= max(prefixes.values(), default=0) + 2
     return list(dict.fromkeys((b, min(s, limit)) for b, s in SHAPES))
 
 

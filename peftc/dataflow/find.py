@@ -136,7 +136,7 @@ class Finder:
             program=self.program,
             sites=tuple([e.site for e in embeddings] + sites),
             attentions=tuple(numbered(attentions)),
-            positions=tuple(positions(self.facts, self.stack_of, first)),
+            positions=tuple(positions(self.facts, self.counting_stack, first)),
             embeddings=tuple(embeddings),
             layers=layers,
             ends=ends,
@@ -148,6 +148,16 @@ class Finder:
         if not self.two_stacks:
             return ""
         return "decoder" if self.facts.ancestors[node] & self.decoder_inputs else "encoder"
+
+    def counting_stack(self, node: fx.Node) -> str:
+        """The stack whose tokens `node` counts: it may know their number and read none of them."""
+        if not self.two_stacks:
+            return ""
+        given = [n for n in self.facts.nodes if n.op == "placeholder"]
+        given = [n for n in given if n.name.startswith("decoder_")]
+        lengths = {str(s) for n in given for s in n.meta["val"].shape[1:2]}
+        counted = {str(s) for s in node.meta["val"].shape if not str(s).isdigit()}
+        return "decoder" if counted & lengths else self.stack_of(node)
 
     def blocks(self) -> list[Block]:
         """Residual branches in order, each core in the smallest branch that holds it."""

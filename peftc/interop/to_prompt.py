@@ -56,6 +56,8 @@ def prefix_table(
         o = insertion.delta.options
         if o.positions != "shift":
             raise cannot("positions after a prefix always count on", "positions: shift")
+        if o.before is not None:
+            raise cannot(f"a prefix stands in front of all tokens, not of token {o.before}")
     stack = "decoder" if len(sites.layers) > 1 else ""
     wanted = [a for a in sites.attentions if a.role == "attn.kv" and a.stack == stack]
     by_name = {places[str(n.target)]["name"]: m for n, m in pieces}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ def illegal(insertion: Insertion, written: Collection[str]) -> Iterator[Illegal]
     if not IDENTIFIER.fullmatch(insertion.id):
         rule = "letters, digits and _, no digit first"
         yield Illegal("E005", ("id",), f"`{insertion.id}` cannot be an id", rule)
+    elif keyword.iskeyword(insertion.id):
+        yield Illegal("E005", ("id",), f"`{insertion.id}` cannot be an id", "a word of Python")
     if compose not in facts.composes:
         label = f"composes by {' or '.join(facts.composes)}"
         yield Illegal("E010", ("compose",), f"`{kind}` does not compose by `{compose}`", label)

@@ -7,9 +7,13 @@ import reference
 import zoo
 
 import peftc
+from peftc.backends.verify import shapes_for
+from peftc.capture.inputs import example_value
 
 ENSEMBLE = {"at": "embed.out", "delta": {"prompt": {"tokens": 3, "ensemble": 3}}}
 MEAN = {"at": "embed.out", "delta": {"prompt": {"tokens": 3, "ensemble": 2, "vote": "mean"}}}
+TOKEN = 38
+INFIX = {"at": "attn.kv", "delta": {"prefix": {"tokens": 3, "before": TOKEN}}}
 
 
 def exported(insertion, family, kind, folder):
@@ -26,7 +30,7 @@ def exported(insertion, family, kind, folder):
     [
         (ENSEMBLE, ("bert", "sequence-classification"), "onnx"),
         (ENSEMBLE, ("bert", "token-classification"), "torchscript"),
-        (MEAN, ("t5", "seq2seq-lm"), "onnx"),
+        (MEAN, ("gpt2", "causal-lm"), "torchscript"),
     ],
 )
 def test_an_ensemble_votes_inside_the_file(insertion, family, kind, tmp_path):
@@ -35,3 +39,15 @@ def test_an_ensemble_votes_inside_the_file(insertion, family, kind, tmp_path):
     assert {r.batch for r in report.rows} >= {1, 4}
     rows = graph.get_parameter(next(n for n, _ in graph.peft_parameters()))
     assert rows.shape[0] == insertion["delta"]["prompt"]["ensemble"]
+
+
+def test_an_infix_is_looked_for_inside_the_file(tmp_path):
+    """Among the rows that the file is run with are some with the token and some without."""
+    graph, report = exported(INFIX, ("llama", "causal-lm"), "onnx", tmp_path / "out")
+    assert report.ok, report
+    described = graph.signature.input("input_ids")
+    found = set()
+    for batch, length in shapes_for(graph):
+        ids = example_value(described, {"batch": batch, "sequence": length}, 95)
+        found |= set((ids == TOKEN).any(1).tolist())
+    assert found == {True, False}

@@ -188,3 +188,11 @@ def _(here: Here):
         "  - {id: a, at: embed.out, delta: {prompt: {tokens: 2, ensemble: 3}}}\n"
     )
     peftc.plan(spec, zoo.captured("bert"))
+
+
+@case("E116", "a token of another vocabulary")
+def _(here: Here):
+    here.plan(
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: attn.kv, delta: {prefix: {tokens: 3, before: 50256}}}\n"
+    )

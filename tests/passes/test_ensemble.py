@@ -18,7 +18,6 @@ FAMILIES = [
     ("bert", "sequence-classification"),
     ("bert", "token-classification"),
     ("llama", "sequence-classification"),
-    ("t5", "seq2seq-lm"),
 ]
 CLOSE = PARITY[torch.float32]
 

@@ -61,18 +61,25 @@ def test_a_prefix_equals_the_model_s_own_cache(kind, attention):
 
 
 @pytest.mark.parametrize(
-    ("kind", "task"), [("bert", "base"), ("t5", "seq2seq-lm"), ("llama", "causal-lm")]
+    ("kind", "task", "positions", "layers"),
+    [
+        ("bert", "base", "keep", "all"),
+        ("bert", "base", "shift", [0, 2]),
+        ("t5", "seq2seq-lm", "keep", "all"),
+        ("llama", "causal-lm", "keep", "all"),
+    ],
 )
-def test_a_prefix_with_kept_positions_equals_one_in_the_attention_function(kind, task):
-    spec = {**PREFIX, "insert": [{**PREFIX["insert"][0]}]}
-    spec["insert"][0]["delta"] = {"prefix": {"tokens": TOKENS, "positions": "keep"}}
+def test_a_prefix_equals_one_in_the_attention_function(kind, task, positions, layers):
+    """Shifted positions are the model's own, given; other layers than the spec's have none."""
+    spec = {**PREFIX, "insert": [{**PREFIX["insert"][0], "layers": layers}]}
+    spec["insert"][0]["delta"] = {"prefix": {"tokens": TOKENS, "positions": positions}}
     model = zoo.model(kind, task)
     graph = peftc.apply(spec, zoo.captured(kind, task))
     reference.randomise(graph)
     own = iter(())
 
     def attend(module, query, key, value, attention_mask, position_bias=None, **kwargs):
-        if module in crossing:
+        if module in without:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
             )
@@ -90,17 +97,22 @@ def test_a_prefix_with_kept_positions_equals_one_in_the_attention_function(kind,
             module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
         )
 
-    crossing = {b.layer[1].EncDecAttention for b in model.decoder.block} if kind == "t5" else set()
+    without = {b.layer[1].EncDecAttention for b in model.decoder.block} if kind == "t5" else set()
+    if layers != "all":
+        without |= {model.encoder.layer[1].attention.self}
     ALL_ATTENTION_FUNCTIONS.register("reference_prefix", attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", sdpa_mask)
     before = model.config._attn_implementation
     try:
         for batch, length in SHAPES:
             inputs = zoo.inputs(model, batch, length)
+            at = {}
+            if positions == "shift":
+                at["position_ids"] = torch.arange(TOKENS, TOKENS + length)[None]
             own = iter(keys_and_values(graph, batch))
             model.set_attn_implementation("reference_prefix")
             with torch.no_grad():
-                want = reference.main_output(model(**inputs, use_cache=False))
+                want = reference.main_output(model(**inputs, **at, use_cache=False))
                 got = reference.main_output(graph(**inputs))
             torch.testing.assert_close(got, want, **PARITY[got.dtype])
     finally:

@@ -116,3 +116,21 @@ def test_uniform_initialisation_is_within_a_half_and_follows_the_seed():
     assert rows[0].abs().max() <= 0.5 < 2 * rows[0].abs().max() + 0.1
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
+
+
+def test_the_embedding_only_ablation_is_a_prompt_that_an_mlp_makes():
+    """Li and Liang's: out(tanh(hidden(E))) before the embeddings, and nothing in the layers."""
+    model = zoo.model("llama", "causal-lm")
+    settings = {"tokens": TOKENS, "hidden": 9}
+    graph = peftc.apply("prefix_embedding", zoo.captured("llama", "causal-lm"), set=settings)
+    reference.randomise(graph)
+    made = {n.split("embed_out.")[1]: p.detach() for n, p in graph.peft_parameters()}
+    inner = made["embedding"] @ made["encoder.mlp.0.weight"].T + made["encoder.mlp.0.bias"]
+    rows = inner.tanh() @ made["encoder.mlp.2.weight"].T + made["encoder.mlp.2.bias"]
+    assert len(made) == 5
+    for batch, length in SHAPES:
+        inputs = zoo.inputs(model, batch, length)
+        with torch.no_grad():
+            got = graph(**inputs).logits
+            want = expected(model, "llama", "causal-lm", inputs, rows, 0)
+        torch.testing.assert_close(got, want, **PARITY[got.dtype])

@@ -91,6 +91,7 @@ MISTAKES = [
     ),
     (ONE + "    delta: {vector: {}}\n    reads: x\n", "E010", 8, 12, "reads nothing"),
     (ONE.replace("id: a", "id: 1a") + DELTA, "E005", 5, 9, "`1a` cannot be an id"),
+    (ONE.replace("id: a", "id: in") + DELTA, "E005", 5, 9, "`in` cannot be an id"),
     (HEAD + "unfreeze:\n  - {role: nrom}\n", "E004", 4, 12, "`nrom` is not a valid `role`"),
     (HEAD + "unfreeze:\n  - {}\n", "E005", 4, 5, "exactly one of: role, module"),
     (HEAD + "expect: {sites: two}\n", "E005", 3, 9, "`sites` is a number or"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from peftc.spec.deltas.base import Activation, DeltaOptions, Strict
 from peftc.spec.one_of import Bare, OneOf
@@ -53,9 +53,21 @@ class Prefix(DeltaOptions):
         description="open: every query sees the prefix, without a bias. cached: the model's mask "
         "and relative biases take it for `tokens` earlier tokens, so that a window can hide it.",
     )
+    before: int | None = Field(
+        None,
+        ge=0,
+        description="An infix: the rows stand in front of the first token with this id instead of "
+        "all tokens. Queries see them, and positions count on behind them, from there.",
+    )
     init: PrefixInit = Field(
         default_factory=lambda: PrefixInit.model_validate("normal"),
         description="Where keys and values start. With `reparam` they start as the MLP gives them; "
         "words are fitted by its last layer, exactly.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the prefix.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.before is not None and self.mask == "cached":
+            raise ValueError("a cache holds earlier tokens only: an infix has `mask: open`")
+        return self
