@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # role -> the module whose output is the value h at that site, per layer {i} and stack.
 OUTPUTS = {
@@ -87,6 +90,37 @@ def changed(
                 )
             stack.callback(handle.remove)
         yield
+
+
+@contextmanager
+def seeing(model: Any, of: dict[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Within, the attention of each module of `of` sees (key, value): (kv_heads, tokens, dim)."""
+
+    def attend(module, query, key, value, attention_mask, position_bias=None, **kwargs):
+        if module in of:
+            if attention_mask is None and kwargs.get("is_causal", module.is_causal):
+                ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+                attention_mask = ones.tril()[None, None]
+            first, second = (t[None].expand(len(key), -1, -1, -1) for t in of[module])
+            pad = (first.shape[2], 0)
+            key, value = torch.cat([first, key], 2), torch.cat([second, value], 2)
+            if attention_mask is not None:
+                attention_mask = nn.functional.pad(attention_mask, pad, value=True)
+            if position_bias is not None:
+                position_bias = nn.functional.pad(position_bias, pad)
+            kwargs["is_causal"] = False
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+        )
+
+    ALL_ATTENTION_FUNCTIONS.register("reference_prefixes", attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefixes", sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("reference_prefixes")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def fused_part(role: str, width: int) -> slice:

@@ -10,10 +10,6 @@ import reference
 import torch
 import zoo
 from tolerances import PARITY
-from torch import nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
 from peftc.dataflow import find_sites
@@ -55,35 +51,10 @@ def kept():
     return spec
 
 
-def with_prefixes(model, of, inputs):
+def logits(model, of, inputs):
     """The logits of the model, its attentions seeing `of`: module -> (key, value)."""
-
-    def attend(module, query, key, value, attention_mask, position_bias=None, **kwargs):
-        if module in of:
-            if attention_mask is None and kwargs.get("is_causal", module.is_causal):
-                ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
-                attention_mask = ones.tril()[None, None]
-            first, second = (t[None].expand(len(key), -1, -1, -1) for t in of[module])
-            pad = (first.shape[2], 0)
-            key, value = torch.cat([first, key], 2), torch.cat([second, value], 2)
-            if attention_mask is not None:
-                attention_mask = nn.functional.pad(attention_mask, pad, value=True)
-            if position_bias is not None:
-                position_bias = nn.functional.pad(position_bias, pad)
-            kwargs["is_causal"] = False
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
-        )
-
-    ALL_ATTENTION_FUNCTIONS.register("reference_prefixes", attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefixes", sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("reference_prefixes")
-    try:
-        with torch.no_grad():
-            return model(**inputs, use_cache=False).logits
-    finally:
-        model.set_attn_implementation(before)
+    with reference.seeing(model, of), torch.no_grad():
+        return model(**inputs, use_cache=False).logits
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
@@ -105,14 +76,14 @@ def test_encoder_decoder_and_cross_attention_each_see_their_own(kind):
     for shape in ((3, 9), (2, 14)):
         inputs = peft_cases.inputs(model, *shape)
         every = {m: pair for pieces in of.values() for m, pair in pieces.items()}
-        want = with_prefixes(model, every, inputs)
+        want = logits(model, every, inputs)
         with torch.no_grad():
             got = graph(**inputs).logits
         real = inputs["decoder_attention_mask"]
         torch.testing.assert_close(zoo.real_rows(got, real), zoo.real_rows(want, real), **CLOSE)
         for pieces in of.values():
             others = {m: pair for m, pair in every.items() if m not in pieces}
-            less = with_prefixes(model, others, inputs)
+            less = logits(model, others, inputs)
             assert zoo.real_rows(got - less, real).abs().max() > 1e-2
 
 
