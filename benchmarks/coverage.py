@@ -1,7 +1,7 @@
 """Every text type of the installed transformers: capture, sites, and each kind of insertion.
 
     python benchmarks/coverage.py              # what the code as it is has no result for
-    python benchmarks/coverage.py bert gpt2    # these types again
+    python benchmarks/coverage.py bert gpt2    # these types again, in this order
     python benchmarks/coverage.py --table      # docs/coverage.md from the results there are
 
 Writes docs/coverage.md, with some types for images and sound behind those for text. Each type is a
@@ -297,7 +297,7 @@ def spread(difference: Any, mask: Any) -> float:
 def first_line(cause: BaseException) -> str:
     """An error in one line."""
     lines = [t.strip() for t in str(cause).splitlines() if t.strip()]
-    notes = [t for t in lines if "note" in t]
+    notes = [t for t in lines if "note" in t and lines[0].startswith("error[E2")]
     return f"{type(cause).__name__}: {(notes or lines or [''])[0]}"[:220]
 
 
@@ -355,13 +355,15 @@ def counts(rows: list[dict[str, Any]]) -> list[str]:
     """How many types there are of what is asked for."""
     captured = [r for r in rows if "roles" in r]
     whole = [r for r in captured if r["all_roles"]]
-    alone = [r for r in rows if r.get("static")]
+    asked = [r for r in rows if "static" in r]
+    alone = [r for r in asked if r["static"]]
     return [
         "| | types |",
         "|---|---:|",
         f"| captured, batch and length free, equal to the model at four sizes | {len(captured)} |",
         f"| with every role (attention, feed-forward, embedding) | {len(whole)} |",
-        f"| captured for one length alone (`--static-length`) | {len(alone)} |",
+        *[f"| of {len(asked)} others: one length alone (`--static-length`) | {len(alone)} |"]
+        * bool(asked),
         *[f"| {m} works | {sum(ok(r, m) for r in rows)} |" for m in METHODS],
         *[
             f"| {m} equal to an independent reference within 1e-5 | "
@@ -465,10 +467,9 @@ def sweep(wanted: list[str]) -> None:
 
     warm_up()
     done = results()
-    for name, task in (*tiny.types(), *tiny.senses()):
-        current = done.get((name, task), {}).get("source") == source()
-        if name not in wanted if wanted else current:
-            continue
+    known = (*tiny.types(), *tiny.senses())
+    waiting = [k for k in known if done.get(k, {}).get("source") != source()]
+    for name, task in [k for w in wanted for k in known if k[0] == w] if wanted else waiting:
         row = run_one(name, task)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -278,6 +278,8 @@ def build(name: str, task: str) -> Any:
     torch.manual_seed(0)
     factories = {**FACTORIES, **SENSES}
     config = shrink(name, task in SENSES)
+    if isinstance(factories[task][1][name], tuple):  # several classes: the first
+        config.architectures = [factories[task][1][name][0]]
     try:
         model = factories[task][0].from_config(config).eval()
     except AttributeError:  # a composite type whose language model takes its decoder's config

@@ -158,13 +158,23 @@ class InsertPrompt(Pass):
         redirect(end, cut, readers)
         given = {new: old for old, new in longer.items()}
         embedded = descendants(self.embedding.site.h)
+        shorter: dict[fx.Node, fx.Node] = {}  # other values of the stream that are read behind it
         for node in list(program.graph.nodes):
             if node in body or node in cutting or "lengthens" in node.meta:
                 continue
             for source in node.all_input_nodes:
-                if source in body and source is not end and source not in embedded:
-                    node.replace_input_with(source, self.as_given(program, source, given))
-                    node.meta["stale"] = True
+                if source not in body or source is end:
+                    continue
+                if source not in embedded:
+                    new = self.as_given(program, source, given)
+                elif source in shorter:
+                    new = shorter[source]
+                elif (at := self.longer_axis(source)) is not None:
+                    new = shorter[source] = self.without_prompt(program, source, at)
+                else:
+                    continue
+                node.replace_input_with(source, new)
+                node.meta["stale"] = True
         for node in cut.users:
             node.meta["stale"] = True
         refresh(program)

@@ -88,10 +88,11 @@ def sound_sizes(sizes: dict[str, int], config: Any) -> dict[str, int]:
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of an image model."""
-    size = config.image_size
+    """(channels, height, width) of an image model, or of the part of a model that sees."""
+    own = config if hasattr(config, "image_size") else config.vision_config
+    size = own.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return config.num_channels, height, width
+    return own.num_channels, height, width
 
 
 def example_value(i: Input, sizes: dict[str, int], vocabulary: int) -> Tensor:

@@ -93,6 +93,7 @@ class Finder:
         ends: dict[str, fx.Node] = {}
         used = {p.node for b in blocks if b.core for p in self.inputs_of(b)}
         begun: dict[str, tuple[str, bool]] = {}  # by stack: where, and whether by a mixer
+        bare = not any(b.core or self.mixes(b) for b in blocks)
         for block in blocks:
             stack = self.stack_of(block.residual.add)
             first.setdefault(stack, block.residual.skip)
@@ -120,12 +121,14 @@ class Finder:
                     )
                 )
             else:
-                if stack not in layers and not any(b.core for b in blocks):
-                    layers[stack] = -1
-                found = self.feed_forward(block, stack, max(layers.get(stack, 0) - 1, 0), used)
+                # Where nothing that mixes tokens has weights, each feed-forward is a layer.
+                layer = layers.get(stack, 0) if bare else max(layers.get(stack, 0) - 1, 0)
+                found = self.feed_forward(block, stack, layer, used)
                 sites += found
                 if not found:
                     continue
+                if bare:
+                    layers[stack] = layer + 1
             ends[stack] = block.residual.add
         sites += self.block_outputs(blocks, sites, ends)
         embeddings = self.embeddings(first)
