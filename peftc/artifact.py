@@ -26,7 +26,7 @@ from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
 from peftc.passes.base import set_parameter
 from peftc.picture import page
-from peftc.spec import load_spec
+from peftc.spec import Spec, load_spec
 
 TENSORS, LOCK, SPEC = "peft.safetensors", "peftc.lock.json", "spec.yaml"
 GRAPH, PICTURE = "graph.txt", "graph.html"
@@ -297,9 +297,22 @@ def fill(graph: Program, tensors: Mapping[str, Tensor], folder: Path) -> None:
                 "E104",
                 f"checkpoint tensor {name} is {list(value.shape)}, "
                 f"the spec makes {list(parameter.shape)}",
-                help=("use the spec that the checkpoint was made with",),
+                help=(set_back(name, value, parameter, graph.meta[APPLIED].spec, folder / SPEC),),
             )
         parameter.data.copy_(value)
+
+
+def set_back(name: str, stored: Tensor, made: Tensor, spec: Spec, file: Path) -> str:
+    """What to change in a spec for a stored tensor to fit: the one size that makes its shape."""
+    ident = name.split(".")[1]
+    options = next((i.delta.options for i in spec.insert if i.id == ident), None)
+    apart = {(a, b) for a, b in zip(stored.shape, made.shape, strict=False) if a != b}
+    if options is not None and len(apart) == 1:
+        ((wanted, found),) = apart
+        keys = [k for k, v in options.model_dump().items() if v == found and type(v) is int]
+        if len(keys) == 1:
+            return f"set `{keys[0]}` of `{ident}` in {file} back to {wanted}"
+    return f"{file} was changed since: set `{ident}` back to what it was"
 
 
 def versions(lock: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ def export(
     top = Path(out) / name if served else Path(out)  # a repository may hold other models
     check_free(top, force=force)
     if fold not in FOLDS:
-        raise error("E405", f"fold: {fold}", help=(f"fold is one of {', '.join(FOLDS)}",))
+        raise error("E405", f"`{fold}` is no way to fold", help=(f"one of: {', '.join(FOLDS)}",))
     if target.merges and fold != "auto":
         raise error(
             "E405",

@@ -115,7 +115,11 @@ def check_reference(source: str) -> None:
     if not path.exists() and looks_like_path:
         raise error("E205", f"{source}: no such folder", help=("check the path",))
     if path.is_file():
-        raise error("E205", f"{source} is a file; a model is a folder or a hub name")
+        raise error(
+            "E205",
+            f"{source} is a file; a model is a folder or a hub name",
+            help=(f"give its folder: {path.parent}",),
+        )
 
 
 def has_weights(source: str) -> bool:
@@ -183,7 +187,15 @@ def guarded(load: Any, source: str) -> Any:
                 notes=(first[:200],),
                 help=("give a folder with config.json and model.safetensors",),
             ) from cause
-        raise error("E205", f"{source} cannot be loaded: {first[:300]}") from cause
+        raise error(
+            "E205",
+            f"transformers cannot load {source}",
+            notes=(first[:300],),
+            help=(
+                "a newer transformers may know it: pip install -U transformers",
+                "a model with code of its own: --trust-remote-code",
+            ),
+        ) from cause
 
 
 def load_tokenizer(reference: str | None) -> Any:

@@ -80,7 +80,9 @@ def obey(*, quiet: bool, verbose: bool, debug: bool, color: str, offline: bool) 
         PeftcError: E008 for an unknown colour.
     """
     if color not in COLORS:
-        raise error("E008", f"--color {color}", help=(f"one of: {', '.join(COLORS)}",))
+        raise error(
+            "E008", f"--color {color}: no such choice", help=(f"one of: {', '.join(COLORS)}",)
+        )
     MANNER.quiet, MANNER.verbose, MANNER.color = quiet, verbose, color
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -162,9 +162,13 @@ def open_model(
         PeftcError: as `load_model`; E008 for an unknown dtype or attention.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise error("E008", f"--dtype {dtype}", help=(f"one of: {', '.join(DTYPES)}",))
+        raise error(
+            "E008",
+            f"--dtype {dtype}: no such type of number",
+            help=(f"one of: {', '.join(DTYPES)}",),
+        )
     if attn not in (None, "sdpa", "eager"):
-        raise error("E008", f"--attn {attn}", help=("one of: sdpa, eager",))
+        raise error("E008", f"--attn {attn}: no such attention", help=("one of: sdpa, eager",))
     from transformers.utils import logging
 
     from peftc.capture.load import load_model

@@ -57,8 +57,14 @@ DEFAULTS = {
 
 
 def spec_of(name):
-    """The spec of one method."""
-    return {"peftc": 1, "name": name, "insert": [{"id": "a", **DEFAULTS[name]}]}
+    """The spec of one method; "mam" is He et al.'s: a prefix, and the parallel adapter of steps."""
+    insert = [{"id": "a", **DEFAULTS["parallel" if name == "mam" else name]}]
+    if name == "mam":
+        reparam = {"hidden": 7, "act": "tanh"}
+        insert.append(
+            {"id": "p", "at": "attn.kv", "delta": {"prefix": {"tokens": 3, "reparam": reparam}}}
+        )
+    return {"peftc": 1, "name": name, "insert": insert}
 
 
 def task_of(kind):
@@ -67,14 +73,15 @@ def task_of(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", [*DEFAULTS, "mam"])
 def test_a_method_of_steps_starts_as_the_model_and_learns(name, kind):
     task = task_of(kind)
     model = zoo.model(kind, task)
     given = zoo.inputs(model)
     graph = peftc.apply(spec_of(name), zoo.captured(kind, task))
     with torch.no_grad():  # with gradients attention may take another kernel
-        assert torch.equal(next(iter(graph(**given).values())), model(**given)[0])
+        start = torch.equal(next(iter(graph(**given).values())), model(**given)[0])
+    assert start == (name != "mam")  # a prefix is seen from the first step
     before = {n: p.detach().clone() for n, p in graph.named_parameters()}
     optimizer = torch.optim.Adam(peftc.trainable(graph).values(), lr=1e-2)
     for _ in range(3):
@@ -85,10 +92,20 @@ def test_a_method_of_steps_starts_as_the_model_and_learns(name, kind):
     assert moved == set(peftc.trainable(graph))
 
 
-@pytest.mark.parametrize("target", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", ["gated_conv", "narrow_residual"])
-def test_a_method_of_steps_exports(name, target, tmp_path):
-    graph = randomised(peftc.apply(spec_of(name), zoo.captured("llama", "causal-lm")))
+@pytest.mark.parametrize(
+    ("name", "kind", "target"),
+    [
+        ("parallel", "bert", "torchscript"),
+        ("mam", "gpt2", "torchscript"),
+        ("compacter", "gpt2", "torchscript"),
+        ("normed", "t5", "torchscript"),
+        ("gated_conv", "llama", "onnx"),
+        ("narrow_residual", "llama", "onnx"),
+        ("narrow_residual", "bert", "torchscript"),
+    ],
+)
+def test_a_method_of_steps_exports(name, kind, target, tmp_path):
+    graph = randomised(peftc.apply(spec_of(name), zoo.captured(kind, task_of(kind))))
     peftc.export(graph, target, tmp_path / "out")
     assert peftc.verify(graph, tmp_path / "out").ok
 

@@ -55,7 +55,9 @@ def sites(
 ) -> None:
     """Show what can be targeted in a model. No weights are read."""
     if stack not in STACKS:
-        raise error("E008", f"--stack {stack}", help=(f"one of: {', '.join(STACKS)}",))
+        raise error(
+            "E008", f"--stack {stack}: no such stack", help=(f"one of: {', '.join(STACKS)}",)
+        )
     if html is not None:
         check_absent(html, force=force)
     import peftc

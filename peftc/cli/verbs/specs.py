@@ -26,6 +26,10 @@ Name = Annotated[
         autocompletion=spec_names,
     ),
 ]
+Left = Annotated[
+    str, typer.Argument(metavar="A", help="One spec, by name or path.", autocompletion=spec_names)
+]
+Right = Annotated[str, typer.Argument(metavar="B", help="The other.", autocompletion=spec_names)]
 
 
 @app.callback(invoke_without_command=True)
@@ -153,7 +157,7 @@ def with_modeline(text: str) -> str:
 
 @app.command("diff", epilog=examples(("peftc specs diff lora my.yaml",)))
 @with_common
-def diff(a: Name, b: Name, json: Json = False) -> None:
+def diff(a: Left, b: Right, json: Json = False) -> None:
     """Compare two specs, both expanded."""
     texts = [read_spec(n)[0].to_yaml().splitlines(keepends=True) for n in (a, b)]
     lines = list(difflib.unified_diff(*texts, fromfile=a, tofile=b))

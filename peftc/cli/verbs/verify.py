@@ -12,11 +12,12 @@ from peftc.cli.options import Json, Only, Without
 from peftc.diagnostics import error
 
 ORDER = 8
+EXAMPLES = ("peftc verify out out/onnx", "peftc verify out/runs/001 out/runs/001/onnx --tol 1e-5")
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
-    exported: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact folder.")],
+    exported: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that export wrote.")],
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
     insertion: Only = None,
