@@ -12,6 +12,11 @@ from peftc.cli.options import Force, Json, Only, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
+EXAMPLES = (
+    "peftc export out/runs/001 --to onnx",
+    "peftc export out --to torchscript -o here",
+    "peftc export out --to peft",
+)
 LARGE = 1_000_000_000  # bytes; more is compared with the graph only on request
 
 

@@ -12,6 +12,11 @@ from peftc.cli.options import Json, assignments
 from peftc.diagnostics import error
 
 ORDER = 6
+EXAMPLES = (
+    "peftc train out --data train.jsonl --eval dev.jsonl",
+    "peftc train out --data train.jsonl --set lr=1e-4 --steps 2000",
+    "peftc train out --resume",
+)
 
 
 def train(
