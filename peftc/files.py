@@ -79,6 +79,16 @@ def check_free(folder: Path, *, force: bool = False) -> None:
         )
 
 
+def check_takes(folder: Path, count: int = 1 << 20) -> None:
+    """Raise the disk's own OSError where `count` bytes do not fit: torch's writers hide it."""
+    probe = folder / ".peftc-probe"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(count))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def check_absent(path: Path, *, force: bool = False) -> None:
     """Refuse to overwrite a file.
 

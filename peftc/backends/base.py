@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from peftc.capture.program import Program
 from peftc.diagnostics import error
 
@@ -31,7 +33,8 @@ class Backend(ABC):
     """One export format.
 
     `runner` is a script that runs the exported file with the format's own runtime alone:
-    `python runner FILE INPUTS.npz OUTPUTS.npz`, and what `arguments` says.
+    `python runner FILE INPUTS.npz OUTPUTS.npz`, and what `arguments` says. Its function
+    `opened(FILE, threads)` gives what binds inputs to the model, for `bench`.
     """
 
     kind: ClassVar[str]
@@ -54,6 +57,10 @@ class Backend(ABC):
     @abstractmethod
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the model into `folder`; the name of the file that a runtime opens."""
+
+    def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
+        """The weights in an exported file by their names; empty where they cannot be listed."""
+        return {}
 
     def session_options(self, *, linked: bool) -> dict[str, str]:
         """The settings that a runtime is to open the file with."""

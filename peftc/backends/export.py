@@ -71,12 +71,7 @@ def export(
             f"fold: {fold}: {kind} has every piece merged",
             help=("leave --fold out", "onnx and torchscript keep pieces apart"),
         )
-    program, _ = folded(
-        graph,
-        merge=merged(graph, fold) if target.merges is None else target.merges,
-        constants=fold != "none" and target.merges is not False,
-        deferred=target.streams,
-    )
+    program = folded_for(graph, target, fold, deferred=target.streams)
     target.check(graph, program)
     stored = files_to_link(graph, target, weights, top)
     # A merged checkpoint is the whole base: also its shards, and weights the graph does not use.
@@ -102,6 +97,8 @@ def export(
             "kind": kind,
             "file": file,
             "opset": opset,
+            "fold": fold,
+            "device": next(program.parameters()).device.type,
             "dtype": str(next(program.parameters()).dtype).removeprefix("torch."),
             "weights": "link" if stored is not None else "copy",
             "session": target.session_options(linked=stored is not None),
@@ -157,6 +154,13 @@ def files_to_link(
     if stored is None or (weights is None and not linkable(stored, out)):
         return None
     return stored
+
+
+def folded_for(graph: Program, target: Backend, fold: str, *, deferred: bool = False) -> Program:
+    """The graph that a format writes: a folded copy of `graph`."""
+    merge = merged(graph, fold) if target.merges is None else target.merges
+    constants = fold != "none" and target.merges is not False
+    return folded(graph, merge=merge, constants=constants, deferred=deferred)[0]
 
 
 def merged(graph: Program, fold: str) -> bool | list[str]:

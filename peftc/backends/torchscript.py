@@ -13,12 +13,13 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.fx.node import map_arg
 
-from peftc.backends.base import Backend
+from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import lowered
 from peftc.capture.normalise import is_check, weight
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
+from peftc.files import check_takes
 
 FILE = "model.pt"
 aten = torch.ops.aten
@@ -52,9 +53,28 @@ class TorchScript(Backend):
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Lower, script and save the graph."""
         scripted = script(Lowering(program).run())
-        with quiet():
-            scripted.save(str(folder / FILE))
+        save(scripted, folder / FILE)
         return FILE
+
+    def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
+        """The weights in the file, by the graph's names."""
+        with quiet():
+            module = torch.jit.load(exported.folder / exported.file, map_location="cpu")
+        return dict(module.named_buffers())
+
+
+def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
+    """Write the file.
+
+    Raises:
+        OSError: where the disk takes no more.
+    """
+    try:
+        with quiet():
+            scripted.save(str(path))
+    except RuntimeError:
+        check_takes(path.parent)
+        raise
 
 
 def script(module: fx.GraphModule) -> torch.jit.ScriptModule:

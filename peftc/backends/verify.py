@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,12 @@ import torch
 from torch import Tensor
 
 from peftc.backends.base import Exported, backend
+from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
+from peftc.backends.process import run
 from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
 from peftc.capture.streaming import run_flat
-from peftc.diagnostics import error
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
 
@@ -43,12 +41,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The comparison of an exported file with its graph."""
+    """The comparison of an exported file with its graph.
+
+    `first` names the first node at which they differ, where one can be told.
+    """
 
     kind: str
     file: str
     tolerance: float
     rows: tuple[Row, ...]
+    first: str = ""
 
     @property
     def ok(self) -> bool:
@@ -67,6 +69,7 @@ class Report:
             "file": self.file,
             "tolerance": self.tolerance,
             "ok": self.ok,
+            "first": self.first,
             "rows": [asdict(r) for r in self.rows],
         }
 
@@ -92,11 +95,12 @@ def verify(
     ]
     vocabulary = getattr(graph.signature.config.get_text_config(), "vocab_size", 2) or 2
     device = next(graph.parameters()).device
-    cases, wanted, masks = {}, [], []
+    cases, given, wanted, masks = {}, [], [], []
     training = graph.training
     graph.eval()
     for k, size in enumerate(sizes):
         values = {i.name: example_value(i, size, vocabulary) for i in graph.signature.inputs}
+        given.append(values)
         cases |= {f"{k}/{n}": v.numpy() for n, v in values.items()}
         real = backend(exported.kind).real_only
         masks.append([v for n, v in values.items() if real and n.endswith("attention_mask")])
@@ -111,7 +115,12 @@ def verify(
         for size, ours, theirs, mask in zip(sizes, wanted, got, masks, strict=True)
         for name, a, b in zip(names, ours, theirs, strict=True)
     )
-    return Report(exported.kind, exported.file, tolerance, rows)
+    report = Report(exported.kind, exported.file, tolerance, rows)
+    if report.ok:
+        return report
+    bad = next(r for r in rows if not r.difference <= tolerance)
+    values = given[rows.index(bad) // len(names)]
+    return replace(report, first=first_difference(graph, exported, values, tolerance))
 
 
 def shapes_for(graph: Program) -> list[tuple[int, int]]:
@@ -128,39 +137,6 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
     # Two rows: some models count positions from the padding id on.
     limit -= max(prefixes.values(), default=0) + 2
     return list(dict.fromkeys((b, min(s, limit)) for b, s in SHAPES))
-
-
-def run(
-    exported: Exported,
-    cases: dict[str, np.ndarray],
-    count: int,
-    keys: Sequence[str],
-    graph: Program | None = None,
-) -> list[list[Tensor]]:
-    """The outputs called `keys` of the file for every case, from a process of its own."""
-    target = backend(exported.kind)
-    with tempfile.TemporaryDirectory(prefix="peftc-verify-") as folder:
-        inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        np.savez(inputs, **cases)  # type: ignore[arg-type]
-        # -P: the script's own folder is not on its path.
-        files = (exported.file, str(inputs), str(outputs))
-        more = target.arguments(graph, Path(folder)) if graph is not None else ()
-        command = [sys.executable, "-P", str(target.runner), *files, *more]
-        done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
-        if done.returncode != 0:
-            last = [t for t in done.stderr.splitlines() if t.strip()][-1:]
-            raise error(
-                "E406",
-                f"{exported.folder / exported.file} does not run",
-                notes=tuple(t[:300] for t in last),
-                help=("export again, with another --opset for ONNX",),
-            )
-        with np.load(outputs) as file:
-            flat = count and f"0/{keys[0]}" in file.files
-            return [
-                [torch.from_numpy(file[f"{k}/{n if flat else j}"]) for j, n in enumerate(keys)]
-                for k in range(count)
-            ]
 
 
 def compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -192,6 +193,17 @@ def test_what_cannot_be_merged_is_refused_by_name_and_nothing_is_written(tmp_pat
         "  = help: onnx and torchscript keep every piece"
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_a_base_that_was_cut_short_is_refused_and_nothing_is_written(model_folder, tmp_path):
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    graph = peftc.apply("lora", zoo.captured("bert", "sequence-classification"))
+    graph.meta["peftc.applied"].reference = str(base)
+    with pytest.raises(PeftcError, match=r"error\[E303\].*is damaged: it has .* its header says"):
+        peftc.export(graph, "hf", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
 def test_an_update_of_a_tied_head_is_refused(tmp_path):

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import peftc
-from peftc.backends import backend, weights
+from peftc import files
+from peftc.backends import backend, torchscript, weights
 from peftc.diagnostics import PeftcError
 from peftc.files import staged
 from peftc.runtime import DeploymentError, Session
@@ -50,6 +51,22 @@ def test_a_disk_that_becomes_full(old, monkeypatch):
     large = weights.Source(torch.float32, (1 << 16,), lambda: torch.zeros(1 << 16))
     with pytest.raises(PeftcError) as caught, staged(old, force=True) as partial:
         weights.write(partial / "model.safetensors", {"w": large})
+    assert str(caught.value).startswith(f"error[E504]: the disk of {old} is full: ")
+    assert untouched(old)
+
+
+def test_a_disk_that_becomes_full_under_torchs_own_writer(old, monkeypatch):
+    class Scripted:
+        def save(self, path):
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    def open_full(path, mode="r", *args, **kwargs):
+        return builtins.open("/dev/full" if "w" in mode else path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(files, "open", open_full, raising=False)
+    with pytest.raises(PeftcError) as caught, staged(old, force=True) as partial:
+        torchscript.save(Scripted(), partial / "model.pt")  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"error[E504]: the disk of {old} is full: ")
     assert untouched(old)
 

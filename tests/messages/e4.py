@@ -13,6 +13,7 @@ from messages.cases import ONE, Here, case
 from messages.modeling_odd import OddConfig, OddModel
 
 import peftc
+from peftc.backends.bench import bench
 from peftc.backends.export import FACTS
 from peftc.backends.weights import link
 from peftc.capture import capture
@@ -113,6 +114,18 @@ def _(here: Here):
 @case("E411", "a model of the user's own")
 def _(here: Here):
     peftc.export(capture(OddModel(OddConfig())), "hf", "exported")
+
+
+@case("E412", "an artifact that is none")
+def _(here: Here):
+    peftc.export(graph(here), "peft", "exported")
+    here.run("bench", "exported", "--artifact", "model")
+
+
+@case("E412", "pieces without a model")
+def _(here: Here):
+    peftc.export(graph(here), "peft", "exported")
+    bench(graph(here), "exported")
 
 
 @case("E405", "pieces apart in a merged checkpoint")

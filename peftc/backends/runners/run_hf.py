@@ -11,29 +11,48 @@ import transformers
 from torch.utils._pytree import tree_leaves
 
 
-def main(file: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+def opened(file, threads=0):
+    """What binds a set of inputs to the model, as a call that gives its tensors in turn."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
     folder = Path(file).absolute().parent
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))
+    device = facts.get("device", "cpu")
     factory = getattr(transformers, config["architectures"][0])
-    model = factory.from_pretrained(folder, dtype="auto").eval()
+    model = factory.from_pretrained(folder, dtype="auto").eval().to(device)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-    given: dict[str, dict[str, torch.Tensor]] = {}
+
+    def bound(inputs):
+        feed = {n: torch.from_numpy(v).to(device) for n, v in inputs.items()}
+
+        def run():
+            with torch.no_grad():
+                leaves = tree_leaves(tuple(model(**feed).values()))
+            return [v for v in leaves if isinstance(v, torch.Tensor)]
+
+        return run
+
+    return bound
+
+
+def main(file: str, inputs: str, outputs: str) -> None:
+    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+    bound = opened(file)
+    given: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as archive:
         for key in archive.files:
             group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = torch.from_numpy(archive[key])
+            given.setdefault(group, {})[name] = archive[key]
     results = {}
     for group, feed in given.items():
-        with torch.no_grad():
-            leaves = tree_leaves(tuple(model(**feed).values()))
-        for k, value in enumerate(v for v in leaves if isinstance(v, torch.Tensor)):
+        for k, value in enumerate(bound(feed)()):
             value = value.float() if value.dtype == torch.bfloat16 else value
-            results[f"{group}/{k}"] = value.numpy()
+            results[f"{group}/{k}"] = value.cpu().numpy()
     np.savez(outputs, **results)
 
 

@@ -8,25 +8,39 @@ import numpy as np
 import onnxruntime
 
 
-def main(model: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+def opened(model, threads=0):
+    """What binds a set of inputs to the model, as a call that gives outputs by name."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     facts = json.loads(Path(model).with_name("peftc.export.json").read_text(encoding="utf-8"))
     for key, value in facts["session"].items():
         options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    usable = onnxruntime.get_available_providers()
+    wanted = ["CUDAExecutionProvider"] if facts.get("device", "cpu") == "cuda" else []
+    providers = [p for p in (*wanted, "CPUExecutionProvider") if p in usable]
+    session = onnxruntime.InferenceSession(model, options, providers=providers)
     taken = {i.name for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
+
+    def bound(inputs):
+        feed = {n: v for n, v in inputs.items() if n in taken}
+        return lambda: dict(zip(names, session.run(names, feed), strict=True))
+
+    return bound
+
+
+def main(model: str, inputs: str, outputs: str) -> None:
+    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
+    bound = opened(model)
     given: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as file:
         for key in file.files:
             group, name = key.split("/", 1)
-            if name in taken:
-                given.setdefault(group, {})[name] = file[key]
+            given.setdefault(group, {})[name] = file[key]
     results = {}
     for group, feed in given.items():
-        for name, value in zip(names, session.run(names, feed), strict=True):
+        for name, value in bound(feed)().items():
             results[f"{group}/{name}"] = value
     np.savez(outputs, **results)
 

@@ -1,27 +1,48 @@
 """python run_torchscript.py MODEL INPUTS.npz OUTPUTS.npz: run a TorchScript file, torch alone."""
 
+import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 
 
+def opened(model, threads=0):
+    """What binds inputs, in the file's order, to the model, as a call that runs it."""
+    warnings.simplefilter("ignore")
+    if threads:
+        torch.set_num_threads(threads)
+    facts = json.loads(Path(model).with_name("peftc.export.json").read_text(encoding="utf-8"))
+    device = facts.get("device", "cpu")
+    module = torch.jit.load(model, map_location=device)
+
+    def bound(inputs):
+        values = [torch.from_numpy(v).to(device) for v in inputs.values()]
+
+        def run():
+            with torch.no_grad():
+                return module(*values)
+
+        return run
+
+    return bound
+
+
 def main(model: str, inputs: str, outputs: str) -> None:
     """Run the model on each numbered set of inputs, in the file's order: keys `<set>/<name>`."""
-    warnings.simplefilter("ignore")
-    module = torch.jit.load(model)
-    given: dict[str, list[torch.Tensor]] = {}
+    bound = opened(model)
+    given: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as file:
         for key in file.files:
-            given.setdefault(key.split("/", 1)[0], []).append(torch.from_numpy(file[key]))
+            group, name = key.split("/", 1)
+            given.setdefault(group, {})[name] = file[key]
     results = {}
-    with torch.no_grad():
-        for group, values in given.items():
-            returned = module(*values)
-            returned = returned if isinstance(returned, tuple) else (returned,)
-            for k, value in enumerate(returned):
-                results[f"{group}/{k}"] = value.numpy()
+    for group, feed in given.items():
+        returned = bound(feed)()
+        for k, value in enumerate(returned if isinstance(returned, tuple) else (returned,)):
+            results[f"{group}/{k}"] = value.cpu().numpy()
     np.savez(outputs, **results)
 
 

@@ -113,7 +113,7 @@ def runs_here(exported: Any) -> bool:
 
 def loaded_only(exported: Any, size: int) -> str:
     """Let the runtime open the file where it can; what was not checked, as a line."""
-    from peftc.backends.verify import run
+    from peftc.backends.process import run
 
     if not runs_here(exported):
         return "not verified: ONNX Runtime has no bfloat16 on the CPU"

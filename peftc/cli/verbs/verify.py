@@ -110,4 +110,6 @@ def print_report(report: Any) -> None:
         ],
     )
     verdict = "PASS" if report.ok else "FAIL"
+    if report.first:
+        say(f"the first node that differs: {report.first}")
     say(f"{verdict}  max |diff| {report.difference:.1e}  (tolerance {report.tolerance:.0e})")
