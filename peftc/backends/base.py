@@ -66,6 +66,14 @@ class Backend(ABC):
         """The settings that a runtime is to open the file with."""
         return {}
 
+    def check_tools(self) -> None:
+        """Refuse to export without what writing the format needs.
+
+        Raises:
+            PeftcError: as `check_installed`.
+        """
+        self.check_installed()
+
     def check_installed(self) -> None:
         """Refuse to start without the packages that the format needs.
 

@@ -100,7 +100,7 @@ def bench(
         raise error(
             "E412",
             f"{exported.folder} holds pieces without a model, which nothing runs alone",
-            help=("bench an export to onnx, torchscript or hf",),
+            help=("bench an export to onnx, torchscript, aoti or hf",),
         )
     # Beside the export: its base's weights can be linked there if its own are.
     with tempfile.TemporaryDirectory(prefix=".peftc-bench-", dir=exported.folder.parent) as place:

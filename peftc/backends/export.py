@@ -38,11 +38,11 @@ def export(
     name: str = "model",
     force: bool = False,
 ) -> Exported:
-    """Write `graph` for deployment, "onnx" or "torchscript", or as a checkpoint, "hf" or "peft".
+    """Write `graph` as "onnx", "torchscript" or "aoti", or as a checkpoint, "hf" or "peft".
 
-    The graph itself is unchanged. `weights="link"`, the default of ONNX where the base lies in
-    safetensors files on the same disk, leaves frozen weights in those files, which the folder
-    gets as hard links; "copy" writes them once more. With `fold="auto"` dropouts and
+    The graph itself is unchanged. `weights="link"`, the default of "onnx" and "aoti" where the
+    base lies in safetensors files on the same disk, leaves frozen weights in those files, which
+    the folder gets as hard links; "copy" writes them once more. With `fold="auto"` dropouts and
     reparameterisations go and mergeable pieces are merged, or those that the spec's `export.fold`
     names: only weights that change are written then. With "unmerged" every piece stays apart, with
     constants folded into its tensors; with "none" the pieces stay what they are. With
@@ -55,7 +55,7 @@ def export(
             has too little room.
     """
     target = backend(kind)
-    target.check_installed()
+    target.check_tools()
     if layout not in LAYOUTS:
         raise error("E409", f"layout: {layout}", help=(f"layout is {' or '.join(LAYOUTS)}",))
     served = layout == "triton"
@@ -76,7 +76,8 @@ def export(
     stored = files_to_link(graph, target, weights, top)
     # A merged checkpoint is the whole base: also its shards, and weights the graph does not use.
     source = stored or (base_files(graph) if target.merges else stored_of(graph))
-    places = in_place(program, graph, source) if source and target.streams else {}
+    reads = target.streams or target.links
+    places = in_place(program, graph, source) if source and reads else {}
     if not target.streams:
         fill(program)
     needed = written(program, places if stored is not None else {})
@@ -141,7 +142,7 @@ def files_to_link(
             raise error(
                 "E409",
                 f"{target.kind} keeps its weights in its own file",
-                help=("only onnx can link them", "leave --weights out"),
+                help=("only onnx and aoti can link them", "leave --weights out"),
             )
         return None
     stored = base_files(graph)

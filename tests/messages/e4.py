@@ -128,6 +128,22 @@ def _(here: Here):
     bench(graph(here), "exported")
 
 
+@case("E413", "no compiler")
+def _(here: Here):
+    here.monkeypatch.setenv("CXX", "clang++-99")
+    peftc.export(graph(here), "aoti", "out")
+
+
+@case("E414", "a compiler that stops")
+def _(here: Here):
+    def stop(*_args, **_options):
+        raise RuntimeError("C++ compile error\n\nfatal error: omp.h: No such file or directory")
+
+    here.monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", stop)
+    here.monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    peftc.export(graph(here), "aoti", "out")
+
+
 @case("E405", "pieces apart in a merged checkpoint")
 def _(here: Here):
     peftc.export(graph(here), "hf", "out", fold="none")

@@ -22,14 +22,14 @@ LARGE = 1_000_000_000  # bytes; more is compared with the graph only on request
 
 def export(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, torchscript, hf or peft.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torchscript, aoti, hf or peft.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
     fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
     weights: Annotated[
         str | None,
-        typer.Option(help="ONNX: link (into the base's files, the default) or copy."),
+        typer.Option(help="onnx, aoti: link (into the base's files, the default) or copy."),
     ] = None,
     check: Annotated[
         bool | None,
@@ -45,17 +45,18 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    device: Annotated[str, typer.Option(help="Where it will run: cpu, cuda or auto.")] = "cpu",
     without: Without = None,
     insertion: Only = None,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write an artifact as ONNX, TorchScript or a checkpoint of HF or PEFT, and compare it."""
+    """Write an artifact as ONNX, TorchScript, compiled code or a checkpoint, and compare it."""
     from peftc.backends.base import backend
     from peftc.files import check_free
 
-    backend(to).check_installed()
+    backend(to).check_tools()
     out = out or artifact / to
     if layout != "triton":  # a repository may hold other models
         check_free(out, force=force)
@@ -65,7 +66,9 @@ def export(
     # What takes weights one at a time needs none of the base in memory.
     numbers = not backend(to).streams
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
+        graph = load_quietly(
+            artifact, model, device, without=without, insertion=insertion, weights=numbers
+        )
     with progress(f"exporting to {to}"):
         exported = peftc.export(
             graph, to, out, fold=fold, opset=opset, weights=weights, layout=layout,

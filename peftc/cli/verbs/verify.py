@@ -32,7 +32,10 @@ def verify(
     opened = read_export(exported)
     numbers = not backend(opened.kind).streams
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion, weights=numbers)
+        graph = load_quietly(
+            artifact, model, opened.facts.get("device", "cpu"),
+            without=without, insertion=insertion, weights=numbers,
+        )  # fmt: skip
     with progress("verifying"):
         report = peftc.verify(graph, opened, tolerance=tol)
     if json:
