@@ -1,0 +1,194 @@
+"""What a model with pieces costs to run, beside its frozen base, in ONNX Runtime and in eager.
+
+    nice -n 10 python benchmarks/inference_cost.py            # writes docs/inference-cost.md
+    nice -n 10 python benchmarks/inference_cost.py onnx lora  # one case, measured anew
+
+An encoder of MiniLM's shape (6 layers, width 384, 12 heads, random weights), 64 tokens, float32,
+one thread. Base and model run in one process, call by call in turn, which is first changing every
+round; a ratio is the median over the ratios of neighbouring calls. Both are exported in the same
+way, by `peftc.export(..., weights="copy")`. The share of the arithmetic is counted by torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from flops import flops
+from transformers import AutoModel, BertConfig
+
+import peftc
+from peftc.backends.bench import SCRIPT, Timing, bench, timing
+from peftc.capture import capture
+from peftc.pipeline import fold
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "inference_cost.jsonl"
+TABLE = ROOT / "docs" / "inference-cost.md"
+LENGTH, BATCHES, ROUNDS = 64, (1, 16), {1: 100, 16: 16}
+# name -> (what it is, spec, its settings, how it is folded)
+CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "base": ("the base itself, exported again", "", {}, "auto"),
+    "lora merged": ("LoRA on q and v, rank 8, merged", "lora", {}, "auto"),
+    "lora": ("LoRA on q and v, rank 8", "lora", {}, "unmerged"),
+    "houlsby": ("Houlsby adapters, bottleneck 24", "houlsby", {"dim": 24}, "unmerged"),
+    "pfeiffer": ("Pfeiffer adapters, bottleneck 24", "pfeiffer", {"dim": 24}, "unmerged"),
+    "prefix": ("prefix of 20", "prefix", {"tokens": 20}, "auto"),
+}
+RUNTIMES = {"onnx": "ONNX Runtime", "eager": "torch, eager", "peft": "HF PEFT, eager"}
+JOBS = [*[(r, c) for r in ("onnx", "eager") for c in CASES], ("peft", "lora")]
+
+
+def base_model() -> Any:
+    """An encoder of MiniLM-L6's shape, but for the vocabulary, which costs no arithmetic."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=2048, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=1536, max_position_embeddings=512,
+    )  # fmt: skip
+    return AutoModel.from_config(config).eval()
+
+
+def inputs(batch: int) -> dict[str, torch.Tensor]:
+    """Ids without padding."""
+    ids = torch.randint(5, 2000, (batch, LENGTH), generator=torch.Generator().manual_seed(1))
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+
+
+def made(case: str, base: Any) -> Any:
+    """The graph of a case, its pieces random."""
+    _, spec, settings, _ = CASES[case]
+    if not spec:
+        return base.clone()
+    graph = peftc.apply(spec, base, set=settings).eval()
+    generator = torch.Generator().manual_seed(2)
+    for _, parameter in graph.peft_parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return graph
+
+
+def measure(runtime: str, case: str, base: Any, model: Any, home: Path) -> dict[str, Any]:
+    """The timings of one case, and its arithmetic relative to the base's."""
+    graph, how = made(case, base), CASES[case][3]
+    folded, _ = fold(graph, merge=how == "auto")
+    values = list(inputs(1).values())
+    share = flops(folded, values) / flops(base, values)
+    if runtime == "onnx":
+        timings = in_onnx_runtime(graph, case, base, home)
+    elif runtime == "eager":
+        timings = in_turn(base, folded)
+    else:
+        timings = in_turn(model, peft_lora(model))
+    return {
+        "runtime": runtime,
+        "case": case,
+        "arithmetic": share,
+        "timings": [asdict(t) for t in timings],
+    }
+
+
+def in_onnx_runtime(graph: Any, case: str, base: Any, home: Path) -> list[Timing]:
+    """The file against the base's, both with weights of their own."""
+    if not (home / "base").is_dir():
+        peftc.export(base, "onnx", home / "base", weights="copy")
+    out = home / case.replace(" ", "-")
+    peftc.export(graph, "onnx", out, fold=CASES[case][3], weights="copy")
+    found: list[Timing] = []
+    for b in BATCHES:
+        result = bench(home / "base", out, batches=(b,), lengths=(LENGTH,), rounds=ROUNDS[b])
+        found += result.timings
+    return found
+
+
+def in_turn(*models: Any) -> list[Timing]:
+    """Two eager models, by the same script as exported files."""
+    timed = runpy.run_path(str(SCRIPT))["timed"]
+    found = []
+    with torch.inference_mode():
+        for b in BATCHES:
+            settings = {"warm_up": 5, "rounds": ROUNDS[b]}
+            bound = [lambda given, m=m: lambda: m(**given) for m in models]
+            taken = timed(bound, {"0": inputs(b)}, settings)["0"]
+            found.append(timing(b, LENGTH, *taken))
+    return found
+
+
+def peft_lora(model: Any) -> Any:
+    """The same updates by HF PEFT, not merged."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+    return get_peft_model(copy.deepcopy(model), config).eval()
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The document."""
+    rows = []
+    for runtime, case in JOBS:
+        one = results.get(f"{runtime} {case}")
+        for t in one["timings"] if one else []:
+            rows.append(
+                f"| {RUNTIMES[runtime]} | {CASES[case][0]} | {t['batch']} | {t['base_ms']:.1f} ms "
+                f"| {t['ratio']:.3f} | {t['low']:.3f} to {t['high']:.3f} | {t['cpu']:.3f} "
+                f"| {one['arithmetic']:.3f} |"  # type: ignore[index]
+            )
+    return "\n".join(
+        [
+            "# What pieces cost in inference",
+            "",
+            "An encoder of MiniLM's shape (6 layers, width 384, 12 heads), 64 tokens, float32, one",
+            "thread of a shared CPU, beside its frozen base in the same runtime: the captured",
+            "graph for eager, the transformers model for PEFT. Calls alternate; a ratio is the",
+            "median over neighbouring calls, with the quartiles beside it. CPU time leaves out",
+            "what other processes took; arithmetic is the ratio of multiply-adds, and nothing can",
+            f"go below. torch {torch.__version__}; written by `benchmarks/inference_cost.py`.",
+            "",
+            "| runtime | model | batch | base | ratio | middle half | CPU time | arithmetic |",
+            "|---|---|---:|---:|---:|---|---:|---:|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure what is missing, or the case named, and write the table."""
+    wanted = [(sys.argv[1], " ".join(sys.argv[2:]))] if len(sys.argv) > 2 else JOBS
+    results = {}
+    if RESULTS.is_file():
+        lines = [json.loads(t) for t in RESULTS.read_text(encoding="utf-8").splitlines()]
+        results = {f"{r['runtime']} {r['case']}": r for r in lines}
+    torch.set_num_threads(1)
+    model = base_model()
+    base = capture(model)
+    with tempfile.TemporaryDirectory() as home:
+        for runtime, case in wanted:
+            if len(sys.argv) <= 2 and f"{runtime} {case}" in results:
+                continue
+            one = measure(runtime, case, base, model, Path(home))
+            results[f"{runtime} {case}"] = one
+            text = "".join(json.dumps(r) + "\n" for r in results.values())
+            RESULTS.write_text(text, encoding="utf-8")
+            for t in one["timings"]:
+                print(
+                    f"{runtime} {case}, batch {t['batch']}: {t['ratio']:.3f} "
+                    f"({t['low']:.3f} to {t['high']:.3f}), cpu {t['cpu']:.3f}, "
+                    f"arithmetic {one['arithmetic']:.3f}",
+                    flush=True,
+                )
+    TABLE.write_text(table(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
