@@ -131,8 +131,8 @@ def by_weights(flat: ExportedProgram, exported: Exported) -> str:
     theirs = backend(exported.kind).tensors(exported)
     for node in flat.graph.nodes:
         for source in node.all_input_nodes:
-            name = targets.get(source.name)
-            got = theirs.get(name) if name else None
+            name = targets.get(source.name, "")
+            got = theirs.get(name)
             if got is None:
                 continue
             ours = weight(flat, name).detach().cpu()

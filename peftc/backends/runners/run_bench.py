@@ -73,7 +73,7 @@ def main(runner: str, *rest: str) -> None:
     given = feeds(inputs)
     before = memory()
     models = [opened(m, settings["threads"]) for m in files]
-    result = {"seconds": timed(models, given, settings)}
+    result: dict = {"seconds": timed(models, given, settings)}
     if len(files) == 1:
         after = memory()
         result["memory"] = {k: v - (before[k] if k == "private" else 0) for k, v in after.items()}
