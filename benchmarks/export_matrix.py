@@ -50,8 +50,9 @@ SHAPES = ((1, 2), (4, 12), (2, 29))  # none is the traced one
 def build(family: str) -> Any:
     """A tiny model: one layer, sizes never square, fewer key/value heads where there can be."""
     import torch
-    import transformers as t
+    import transformers
 
+    t: Any = transformers
     torch.manual_seed(0)
     if family == "minilm":
         config: Any = t.BertConfig(

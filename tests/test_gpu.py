@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import reference
 import torch
@@ -17,9 +19,15 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 FAMILY = ("bert", "sequence-classification")
-SPECS = {"lora": {}, "houlsby": {}, "prefix": {"tokens": 3}, "prompt": {"tokens": 3}, "ia3": {}}
+SPECS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "houlsby": {},
+    "prefix": {"tokens": 3},
+    "prompt": {"tokens": 3},
+    "ia3": {},
+}
 # Kernels of a GPU add up in another order.
-CLOSE = {"rtol": 0.0, "atol": 1e-3}
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-3}
 
 
 @pytest.fixture(scope="module")

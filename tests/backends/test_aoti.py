@@ -11,6 +11,7 @@ import linking
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import zoo
 from safetensors.torch import load_file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import linking
 import pytest
@@ -16,7 +17,7 @@ from peftc.cli.main import run
 from peftc.diagnostics import PeftcError
 
 CASE = ("bert", "base", "prompt", False)
-FEW = {"batches": (1, 3), "lengths": (6,), "rounds": 4}
+FEW: dict[str, Any] = {"batches": (1, 3), "lengths": (6,), "rounds": 4}
 
 
 def test_a_linked_export_beside_its_base_of_the_same_file():

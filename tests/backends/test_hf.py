@@ -96,7 +96,8 @@ def made(tmp_path_factory, model_folder):
         peftc.export(graph, "hf", folder)
         given = zoo.inputs(SimpleNamespace(config=graph.signature.config), 3, 9)
         assert set(given) <= sizes
-        np.savez(folder.parent / "inputs.npz", **{n: v.numpy() for n, v in given.items()})
+        arrays: dict[str, Any] = {n: v.numpy() for n, v in given.items()}
+        np.savez(folder.parent / "inputs.npz", **arrays)
         cases.append((str(folder), factory))
         wanted[name] = graph, folder, given
     command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(cases)]

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from messages.cases import ONE, Here, case
@@ -72,7 +73,8 @@ def _(x, how):
 @case("E404", "an operation that TorchScript does not have")
 def _(here: Here):
     program = capture(OddModel(OddConfig()))
-    returned = program.graph.output_node().args[0][0]
+    outputs: Any = program.graph.output_node().args[0]
+    returned = outputs[0]
     with program.graph.inserting_after(returned):
         step = program.graph.call_function(torch.ops.messages.odd.default, (returned, "way"))
     step.meta = dict(returned.meta)
