@@ -391,11 +391,15 @@ def reading_width(insertion: Insertion, site: Any) -> int:
 def reparameterization(
     options: Any, attentions: Sequence[Attention], sites: Sites
 ) -> Reparameterization:
-    """The MLP that makes the keys and values of all sites, as wide as the embeddings."""
+    """The MLP that makes the keys and values of all sites, as wide as the token embeddings.
+
+    Where no tokens are embedded, as in an image model, it is as wide as the queries.
+    """
     shapes = [s for a in attentions for s in Prefix(
         options.tokens, a.heads, a.kv_heads, a.head_dim, a.value_dim, own=False
     ).shapes]  # fmt: skip
-    width = next(e.site.width for e in sites.embeddings)
+    queries = attentions[0].heads * attentions[0].head_dim
+    width = next((e.site.width for e in sites.embeddings), queries)
     return Reparameterization(
         shapes, options.tokens, width, options.reparam.hidden, options.reparam.act
     )
