@@ -84,8 +84,9 @@ def measure(runtime: str, case: str, base: Any, model: Any, home: Path) -> dict[
     folded, _ = fold(graph, merge=how == "auto")
     values = list(inputs(1).values())
     share = flops(folded, values) / flops(base, values)
+    nodes = None
     if runtime == "onnx":
-        timings = in_onnx_runtime(graph, case, base, home)
+        timings, nodes = in_onnx_runtime(graph, case, base, home)
     elif runtime == "eager":
         timings = in_turn(base, folded)
     else:
@@ -94,12 +95,13 @@ def measure(runtime: str, case: str, base: Any, model: Any, home: Path) -> dict[
         "runtime": runtime,
         "case": case,
         "arithmetic": share,
+        "nodes": nodes,
         "timings": [asdict(t) for t in timings],
     }
 
 
-def in_onnx_runtime(graph: Any, case: str, base: Any, home: Path) -> list[Timing]:
-    """The file against the base's, both with weights of their own."""
+def in_onnx_runtime(graph: Any, case: str, base: Any, home: Path) -> tuple[list[Timing], list[int]]:
+    """The file against the base's, both with weights of their own; the nodes that are run."""
     if not (home / "base").is_dir():
         peftc.export(base, "onnx", home / "base", weights="copy")
     out = home / case.replace(" ", "-")
@@ -108,7 +110,24 @@ def in_onnx_runtime(graph: Any, case: str, base: Any, home: Path) -> list[Timing
     for b in BATCHES:
         result = bench(home / "base", out, batches=(b,), lengths=(LENGTH,), rounds=ROUNDS[b])
         found += result.timings
-    return found
+    return found, [nodes_run(home / "base"), nodes_run(out)]
+
+
+def nodes_run(folder: Path) -> int:
+    """The nodes of an exported graph as ONNX Runtime has fused them."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as place:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(place, "fused.onnx"))
+        key = "session.optimized_model_external_initializers_file_name"
+        options.add_session_config_entry(key, "fused.data")
+        providers = ["CPUExecutionProvider"]
+        onnxruntime.InferenceSession(folder / "model.onnx", options, providers=providers)
+        model = onnx.load(Path(place, "fused.onnx"), load_external_data=False)
+    return len(model.graph.node)
 
 
 def in_turn(*models: Any) -> list[Timing]:
@@ -132,6 +151,12 @@ def peft_lora(model: Any) -> Any:
     return get_peft_model(copy.deepcopy(model), config).eval()
 
 
+def fused(one: dict[str, Any]) -> str:
+    """The nodes that ONNX Runtime runs beyond the base's."""
+    nodes = one["nodes"]
+    return f"{nodes[0]} + {nodes[1] - nodes[0]}" if nodes else ""
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The document."""
     rows = []
@@ -141,7 +166,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             rows.append(
                 f"| {RUNTIMES[runtime]} | {CASES[case][0]} | {t['batch']} | {t['base_ms']:.1f} ms "
                 f"| {t['ratio']:.3f} | {t['low']:.3f} to {t['high']:.3f} | {t['cpu']:.3f} "
-                f"| {one['arithmetic']:.3f} |"  # type: ignore[index]
+                f"| {one['arithmetic']:.3f} | {fused(one)} |"  # type: ignore[index, arg-type]
             )
     return "\n".join(
         [
@@ -150,12 +175,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             "An encoder of MiniLM's shape (6 layers, width 384, 12 heads), 64 tokens, float32, one",
             "thread of a shared CPU, beside its frozen base in the same runtime: the captured",
             "graph for eager, the transformers model for PEFT. Calls alternate; a ratio is the",
-            "median over neighbouring calls, with the quartiles beside it. CPU time leaves out",
+            "median over neighbouring calls, with the quartiles beside it. CPU (time) leaves out",
             "what other processes took; arithmetic is the ratio of multiply-adds, and nothing can",
-            f"go below. torch {torch.__version__}; written by `benchmarks/inference_cost.py`.",
+            "go below. Nodes are those that ONNX Runtime runs after its fusions: the base's, and",
+            f"those beyond. torch {torch.__version__}; written by `benchmarks/inference_cost.py`.",
             "",
-            "| runtime | model | batch | base | ratio | middle half | CPU time | arithmetic |",
-            "|---|---|---:|---:|---:|---|---:|---:|",
+            "| runtime | model | batch | base | ratio | quartiles | CPU | arithmetic | nodes |",
+            "|---|---|---:|---:|---:|---|---:|---:|---:|",
             *rows,
             "",
         ]
