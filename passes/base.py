@@ -24,6 +24,7 @@ class Keeps(Enum):
     """What a pass promises; the pipeline checks it."""
 
     OUTPUTS = "outputs"  # the same numbers, so the same signature
+    NOTHING = "nothing"  # new inputs or outputs, which the signature then has
     SIGNATURE = "signature"  # the same inputs and outputs, by name, dtype and shape
 
 

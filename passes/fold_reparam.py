@@ -10,6 +10,7 @@ from torch import nn
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, pieces
+from peftc.pieces.bank import members
 from peftc.pieces.prefix import Reparameterization
 from peftc.pieces.prompt import Prompt
 
@@ -25,21 +26,27 @@ class FoldReparam(Pass):
 
     def run(self, program: Program) -> None:
         """Evaluate each network once and store what it gives in the pieces."""
-        for node, network in pieces(program, Reparameterization):
+        for node, network in pieces(program, nn.Module):
+            networks = members(network)
+            if not isinstance(networks[0], Reparameterization):
+                continue
             with torch.no_grad():
-                table = network()
-            for item in list(node.users):
-                value = nn.Parameter(table[item.args[1]].contiguous().clone())  # type: ignore[index]
-                for reader in list(item.users):
-                    name = "key" if item is reader.args[2] else "value"
-                    setattr(attribute(program, str(reader.target)), name, value)
+                tables = [one() for one in networks]
             for item in list(node.users):
                 for reader in list(item.users):
-                    reader.args = reader.args[:2]
+                    name = "key" if item is reader.args[-2] else "value"
+                    prefixes = members(attribute(program, str(reader.target)))
+                    for prefix, table in zip(prefixes, tables, strict=True):
+                        value = table[item.args[1]].contiguous().clone()  # type: ignore[index]
+                        setattr(prefix, name, nn.Parameter(value))
+            for item in list(node.users):
+                for reader in list(item.users):
+                    reader.args = tuple(a for a in reader.args if a is not item)
                 program.graph.erase_node(item)
             program.graph.erase_node(node)
-        for _, prompt in pieces(program, Prompt):
-            if prompt.encoder is not None:
+        prompts = [m for _, piece in pieces(program, nn.Module) for m in members(piece)]
+        for prompt in prompts:
+            if isinstance(prompt, Prompt) and prompt.encoder is not None:
                 prompt.embedding = nn.Parameter(prompt.rows().detach().clone())
                 prompt.encoder = None
         program.delete_all_unused_submodules()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from peftc.capture.fake import has_numbers
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
+from peftc.passes.tasks import task_ids
+from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Gate
 
 aten = torch.ops.aten
@@ -39,8 +41,9 @@ class Insert(Pass):
     reads: str
     compose: Any  # kind and options, as the spec has them
     reads_input: bool = True
-    gates: Sequence[Gate] = ()
+    gates: Sequence[Gate | Bank] = ()
     gate_reads: str = "none"
+    scales: Collection[float] = (1.0,)  # of a sum: one, or those of the tasks, in their pieces
 
     @property
     def name(self) -> str:
@@ -53,7 +56,9 @@ class Insert(Pass):
         for site, piece, gate in zip(self.sites, self.pieces, gates, strict=True):
             self.insert(program, site, piece, gate)
 
-    def insert(self, program: Program, site: Site, piece: nn.Module, gate: Gate | None) -> None:
+    def insert(
+        self, program: Program, site: Site, piece: nn.Module, gate: Gate | Bank | None
+    ) -> None:
         """Insert one piece."""
         target = f"peft.{self.id}.{site.name}"
         h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
@@ -62,6 +67,8 @@ class Insert(Pass):
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
         given = () if x is None else (x,)
+        if isinstance(piece, Bank):
+            given = (task_ids(program), *given)
         if getattr(piece, "reads_weight", False):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
@@ -76,6 +83,11 @@ class Insert(Pass):
             if self.gate_reads == "x":
                 beside += [n for n in node.users if n.target == f"{target}_gate"]
             weight.node.meta.setdefault("parallel", []).extend(beside)
+
+    @property
+    def scale(self) -> float:
+        """What the sum multiplies a delta with; 1 where each task's pieces do it themselves."""
+        return next(iter(self.scales)) if len(set(self.scales)) == 1 else 1.0
 
     def source(
         self, program: Program, site: Site, h: fx.Node, reads: str, piece: nn.Module | None
@@ -96,7 +108,7 @@ class Insert(Pass):
         h: fx.Node,
         delta: fx.Node,
         x: fx.Node | None,
-        gate: Gate,
+        gate: Gate | Bank,
         target: str,
     ) -> fx.Node:
         """The delta behind its gate: what is added to h, or for `gate` what h becomes.
@@ -104,13 +116,14 @@ class Insert(Pass):
         At a part of a fused projection also that is a difference, to be added at its rows.
         """
         given: tuple[fx.Node, ...] = (delta,)
-        if gate.reads and self.gate_reads == self.reads and x is not None:
+        if self.gate_reads != "none" and self.gate_reads == self.reads and x is not None:
             given = (delta, x)
-        elif gate.reads:
+        elif self.gate_reads != "none":
             given = (delta, self.source(program, site, h, self.gate_reads, None))
         convex = self.compose.kind == "gate"
         own = own_rows(program, site, h) if convex else None
         given = given if own is None else (own, *given)
+        given = (task_ids(program), *given) if isinstance(gate, Bank) else given
         add_module(program, f"{target}_gate", gate)
         with after(*given):
             node = call_module(program, f"{target}_gate", given, site.module)
@@ -175,8 +188,7 @@ class Insert(Pass):
         with after(h, delta):
             if self.compose.kind == "multiply":
                 return call(program, aten.mul.Tensor, (h, delta), path)
-            factor = float(getattr(self.compose.options, "scale", 1))
-            scale = {} if factor == 1 else {"alpha": factor}
+            scale = {} if self.scale == 1 else {"alpha": self.scale}
             return call(program, aten.add.Tensor, (h, delta), path, **scale)
 
 

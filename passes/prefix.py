@@ -15,8 +15,10 @@ from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.cached_mask import cached_mask
 from peftc.passes.infix import Infix
+from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh, set_value
 from peftc.passes.written_attention import END, attend_beside
+from peftc.pieces.bank import Bank, HiddenScores, Lengths, LongerMask, ShiftedRows
 from peftc.pieces.gate import Valve
 from peftc.pieces.prefix import Prefix, Reparameterization
 
@@ -40,13 +42,23 @@ class InsertPrefix(Pass):
 
     id: str
     attentions: Sequence[Attention]
-    pieces: Sequence[Prefix]
-    tokens: int
-    reparam: Reparameterization | None = None
+    pieces: Sequence[Prefix | Bank]
+    lengths: Sequence[int]  # one for all tasks, or one a task
+    reparam: Reparameterization | Bank | None = None
     cached: bool = False
-    gates: Sequence[Valve] = ()
+    gates: Sequence[Valve | Bank] = ()
     queries: Sequence[Site] = ()  # with gates: of each attention, which read what its gate reads
     infix: Infix | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The length of the longest."""
+        return max(self.lengths)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether tasks have prefixes of different lengths, so that rows need masks."""
+        return len(set(self.lengths)) > 1
 
     @property
     def name(self) -> str:
@@ -62,11 +74,12 @@ class InsertPrefix(Pass):
             add_module(program, target, piece)
             k, v, _ = read_by(attention)
             given = tuple(parts[2 * n : 2 * n + 2])
+            rows = (task_ids(program),) if isinstance(piece, Bank) else ()
             first = attention.node if attention.scores is None else attention.scores
             while not v < first:
                 v = v.all_input_nodes[0]  # what v is a view of: v itself comes behind the scores
             with program.graph.inserting_before(first):
-                pair = call_module(program, target, (k, v, *given), path)
+                pair = call_module(program, target, (*rows, k, v, *given), path)
                 k_new = call(program, operator.getitem, (pair, 0), path)
                 v_new = call(program, operator.getitem, (pair, 1), path)
             valve = self.valve(program, n, target) if self.gates else None
@@ -81,7 +94,9 @@ class InsertPrefix(Pass):
                     help=("--attn sdpa, where the model has it", "mask: open"),
                 )
             else:
-                attend_beside(program, attention, k_new, v_new, valve, self.infix)
+                attend_beside(
+                    program, attention, k_new, v_new, valve, self.infix, self.spare(program)
+                )
         refresh(program)
 
     def valve(self, program: Program, n: int, target: str) -> Callable[[fx.Node], fx.Node]:
@@ -91,10 +106,11 @@ class InsertPrefix(Pass):
             raise RuntimeError(f"{site.module} flattens its rows: a gate has no tokens to read")
         x = current(site.x)
         add_module(program, name, self.gates[n])
+        rows = (task_ids(program),) if isinstance(self.gates[n], Bank) else ()
 
         def behind(value: fx.Node) -> fx.Node:
             with after(value, x):
-                node = call_module(program, name, (value, x), site.module)
+                node = call_module(program, name, (*rows, value, x), site.module)
             if site.weight is not None:
                 site.weight.node.meta.setdefault("parallel", []).append(node)
             return node
@@ -168,7 +184,8 @@ class InsertPrefix(Pass):
         add_module(program, target, self.reparam)
         first = next(n for n in program.graph.nodes if n.op not in ("placeholder", "get_attr"))
         with program.graph.inserting_before(first):
-            table = call_module(program, target, (), "")
+            rows = (task_ids(program),) if isinstance(self.reparam, Bank) else ()
+            table = call_module(program, target, rows, "")
             return [
                 call(program, operator.getitem, (table, k), "")
                 for k in range(2 * len(self.attentions))
@@ -183,8 +200,11 @@ class InsertPrefix(Pass):
         """The mask with `tokens` columns in front that keep: True, or 0.0 to be added."""
         _, _, mask = read_by(attention)
         if mask is None:
-            made = self.causal_mask(program, attention) if is_causal(attention.node) else None
+            causal = is_causal(attention.node)
+            made = self.own_mask(program, attention, causal) if causal or self.uneven else None
             return self.hidden(program, made, attention)
+        if self.cached and self.uneven:
+            raise RuntimeError("`mask: cached` needs prefixes of one length for all tasks")
         shared = (mask, attention.stack if self.infix else "")
         if shared not in masks and self.cached:
             if mask is not current(attention.mask):  # type: ignore[arg-type]
@@ -202,8 +222,7 @@ class InsertPrefix(Pass):
                 if str(value.shape[-1]) == "1":
                     full = self.widened(program, mask, attention)
             with after(full):
-                pad = (full, [self.tokens, 0], keep)
-                made = call(program, aten.constant_pad_nd.default, pad, full.meta["module"])
+                made = self.padded(program, full, keep)
             masks[shared] = self.hidden(program, made, attention)  # type: ignore[assignment]
         return masks[shared]
 
@@ -216,6 +235,31 @@ class InsertPrefix(Pass):
         k, _, _ = read_by(attention)
         return self.infix.hide(program, mask, attention, k, self.tokens)
 
+    def padded(self, program: Program, mask: fx.Node, keep: float) -> fx.Node:
+        """A mask with the prefix's columns in front; of each row, as many as its own prefix has."""
+        path = mask.meta["module"]
+        if self.uneven:
+            target = self.helper(program, "mask", LongerMask)
+            return call_module(program, target, (task_ids(program), mask), path)
+        pad = (mask, [self.tokens, 0], keep)
+        return call(program, aten.constant_pad_nd.default, pad, path)
+
+    def spare(self, program: Program) -> Callable[[fx.Node], fx.Node] | None:
+        """For an attention that is written out: its prefix's scores, spare tokens hidden."""
+        if not self.uneven:
+            return None
+        target = self.helper(program, "hide", HiddenScores)
+        rows = task_ids(program)
+        return lambda scores: call_module(program, target, (rows, scores), scores.meta["module"])
+
+    def helper(self, program: Program, name: str, kind: type[Lengths]) -> str:
+        """The path of a module that all attentions share."""
+        target = f"peft.{self.id}.{name}"
+        if name not in program.get_submodule(f"peft.{self.id}")._modules:
+            device = task_ids(program).meta["val"].device
+            add_module(program, target, kind(self.lengths).to(device))
+        return target
+
     def widened(self, program: Program, mask: fx.Node, attention: Attention) -> fx.Node:
         """A mask of one column for all keys, as one column a key."""
         k, _, _ = read_by(attention)
@@ -225,8 +269,8 @@ class InsertPrefix(Pass):
         with after(keys):
             return call(program, aten.expand.default, (mask, [*sizes, keys]), attention.module)
 
-    def causal_mask(self, program: Program, attention: Attention) -> fx.Node:
-        """What `is_causal` means, as a mask: (length, tokens + keys), the first columns True."""
+    def own_mask(self, program: Program, attention: Attention, causal: bool) -> fx.Node:
+        """What no mask means, or `is_causal`, as one: (length, tokens + keys)."""
         path, q, (k, _, _) = attention.module, current(attention.q), read_by(attention)
         rows = call(program, aten.sym_size.int, (q, 2), path)
         columns = call(program, aten.sym_size.int, (k, 2), path)
@@ -234,8 +278,8 @@ class InsertPrefix(Pass):
         ones = call(
             program, aten.ones.default, ([rows, columns],), path, dtype=torch.bool, device=device
         )
-        lower = call(program, aten.tril.default, (ones,), path)
-        return call(program, aten.constant_pad_nd.default, (lower, [self.tokens, 0], 1.0), path)
+        mask = call(program, aten.tril.default, (ones,), path) if causal else ones
+        return self.padded(program, mask, 1.0)
 
 
 def read_by(attention: Attention) -> tuple[fx.Node, fx.Node, fx.Node | None]:
@@ -262,14 +306,16 @@ class ShiftPositions(Pass):
     """
 
     positions: Sequence[Position]
-    by: int
+    by: int | ShiftedRows
     infix: Infix | None = None
+    target: str = ""  # the path of a module that shifts rows apart
 
     @property
     def name(self) -> str:
         """What reports call this pass."""
         where = "" if self.infix is None else f" from token {self.infix.before}"
-        return f"shift positions by {self.by}{where}"
+        by = self.by if isinstance(self.by, int) else ", ".join(map(str, self.by.sizes))
+        return f"shift positions by {by}{where}"
 
     def run(self, program: Program) -> None:
         """Add `by` on every edge through which positions enter."""
@@ -279,12 +325,14 @@ class ShiftPositions(Pass):
             if node not in shifted:
                 shifted[node] = self.shift(program, node, p.stack)
             redirect(node, shifted[node], (p.reader,), own=True)
-            p.reader.meta["stale"] = self.infix is not None
+            p.reader.meta["stale"] = self.infix is not None or not isinstance(self.by, int)
         refresh(program)
 
     def shift(self, program: Program, node: fx.Node, stack: str) -> fx.Node:
         """The positions, moved."""
         path = node.meta["module"]
+        if isinstance(self.by, ShiftedRows):
+            return self.by_rows(program, node, self.by)
         if self.infix is None:
             with after(node):
                 return call(program, aten.add.Tensor, (node, self.by), path)
@@ -305,3 +353,15 @@ class ShiftPositions(Pass):
             number = call(program, aten._to_copy.default, (behind,), path, dtype=torch.int64)
             by = call(program, aten.mul.Tensor, (number, self.by), path)
             return call(program, aten.add.Tensor, (node, by), path)
+
+    def by_rows(self, program: Program, node: fx.Node, by: ShiftedRows) -> fx.Node:
+        """The positions, each row moved by the length of its own task's prefix."""
+        path = node.meta["module"]
+        rows, shape = task_ids(program), node.meta["val"].shape
+        if len(shape) < 2 or str(shape[0]) not in ("1", str(rows.meta["val"].shape[0])):
+            raise RuntimeError(
+                "its positions have no axis of rows: `positions: keep`, or one length"
+            )
+        add_module(program, self.target, by.to(rows.meta["val"].device))
+        with after(node, rows):
+            return call_module(program, self.target, (rows, node), path)

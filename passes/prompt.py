@@ -11,7 +11,9 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.dataflow.site import Embedding, Sites
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
+from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh
+from peftc.pieces.bank import Bank, members
 from peftc.pieces.prompt import Prompt
 
 aten = torch.ops.aten
@@ -33,7 +35,7 @@ class InsertPrompt(Pass):
     id: str
     embedding: Embedding
     sites: Sites
-    piece: Prompt
+    piece: Prompt | Bank  # of a bank, all prompts have one length and place
     dummy: int  # a token id that is neither padding nor an end mark
     trim: bool = True
     padding: bool = True  # whether what else reads the ids sees which are padding
@@ -42,6 +44,11 @@ class InsertPrompt(Pass):
     def target(self) -> str:
         """The submodule path of the piece."""
         return f"peft.{self.id}.{self.embedding.site.name}"
+
+    @property
+    def shape(self) -> Prompt:
+        """A prompt that has the length and place of all."""
+        return members(self.piece)[0]
 
     @property
     def name(self) -> str:
@@ -73,16 +80,17 @@ class InsertPrompt(Pass):
         """The prompt over the dummy rows of h, which may be (length, batch, width) as well."""
         add_module(program, self.target, self.piece)
         path, length = self.embedding.site.module, str(self.embedding.ids.meta["val"].shape[1])
+        tasks = (task_ids(program),) if isinstance(self.piece, Bank) else ()
         with after(h):
             if str(h.meta["val"].shape[1]) == length:
-                return call_module(program, self.target, (h,), path)
+                return call_module(program, self.target, (*tasks, h), path)
             rows = call(program, aten.transpose.int, (h, 0, 1), path)
-            rows = call_module(program, self.target, (rows,), path)
+            rows = call_module(program, self.target, (*tasks, rows), path)
             return call(program, aten.transpose.int, (rows, 0, 1), path)
 
     def longer_axis(self, node: fx.Node) -> int | None:
         """The axis of a value that is as long as the ids with the prompt; None where none is."""
-        longer = str(self.embedding.ids.meta["val"].shape[1] + self.piece.tokens)
+        longer = str(self.embedding.ids.meta["val"].shape[1] + self.shape.tokens)
         shape = getattr(node.meta.get("val"), "shape", ())
         return next((k for k, size in enumerate(shape) if str(size) == longer), None)
 
@@ -126,7 +134,7 @@ class InsertPrompt(Pass):
 
     def padded(self, program: Program, node: fx.Node, fill: int) -> fx.Node:
         """`node` with `tokens` times `fill` before it, or after its first column."""
-        start, pad = self.piece.first, [self.piece.tokens, 0]
+        start, pad = self.shape.first, [self.shape.tokens, 0]
         made = []
         rest = node
         if start:
@@ -196,7 +204,7 @@ class InsertPrompt(Pass):
 
     def without_prompt(self, program: Program, node: fx.Node, axis: int) -> fx.Node:
         """`node` without the prompt's rows."""
-        start, stop = self.piece.first, self.piece.first + self.piece.tokens
+        start, stop = self.shape.first, self.shape.first + self.shape.tokens
         path = node.meta["module"]
         with after(node):
             rest = call(program, aten.slice.Tensor, (node, axis, stop, END), path)
@@ -211,7 +219,7 @@ class InsertPrompt(Pass):
         signature = program.signature
         ids = self.embedding.ids
         name = next(i for i in signature.inputs if i.name == ids.name).dims[1]
-        longer = str(ids.meta["val"].shape[1] + self.piece.tokens)
+        longer = str(ids.meta["val"].shape[1] + self.shape.tokens)
         returned = list(output.args[0])  # type: ignore[arg-type]
         for k, (node, described) in enumerate(zip(returned, signature.outputs, strict=True)):
             for axis, size in enumerate(described.dims):

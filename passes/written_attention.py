@@ -39,17 +39,18 @@ def attend_beside(
     value: fx.Node,
     valve: Callable[[fx.Node], fx.Node] | None = None,
     infix: Infix | None = None,
+    hidden: Callable[[fx.Node], fx.Node] | None = None,
 ) -> None:
-    """Give a written-out attention a prefix: key, value are (1, heads, tokens, dim).
+    """Give a written-out attention a prefix: key, value are (1 or batch, heads, tokens, dim).
 
     %s = matmul(%q, %k); ...; %p = softmax(%m); %o = matmul(%p, %v)
       ->  %ps = scaled matmul(%q, %key^T); %p = softmax(cat([%ps, %m]))
           %o = matmul(%p[tokens:], %v) + matmul(%p[:tokens], %value)
 
     `valve` puts what is (batch, heads, length, ...) behind a gate: both products with the prefix.
-    `infix` hides the prefix from the queries before it.
-    Heads may be an axis of their own, (batch, ..., heads, length, keys), or flattened into the
-    batch, (batch * heads, length, keys).
+    `infix` hides the prefix from the queries before it, and `hidden` those of its tokens that a
+    row does not have. Heads may be an axis of their own, (batch, ..., heads, length, keys), or
+    flattened into the batch, (batch * heads, length, keys).
 
     Raises:
         PeftcError: E110 where the attention has another layout, or a step is unknown.
@@ -64,8 +65,10 @@ def attend_beside(
     grouped = min(ranks) > 3 and attention.q.meta["val"].shape[-3] != attention.heads
     if not ranks <= {3, 4, 5} or grouped:
         raise unsupported(attention, "it does not keep (batch, heads, length, keys)")
-    tokens = key.meta["val"].shape[2]
+    tokens: Any = key.meta["val"].shape[2]
     with after(given):
+        if hidden is not None:  # a task that is selected later has fewer
+            tokens = call(program, aten.sym_size.int, (key, 2), path)
         turned = call(program, aten.transpose.int, (key, 2, 3), path)
         q = by_heads(program, attention.q, attention)
         beside = call(program, aten.matmul.default, (q, turned), path)
@@ -78,7 +81,9 @@ def attend_beside(
             beside = repeated(program, step, beside, attention)
         if infix is not None:
             beside = infix.hide_scores(program, beside, attention)
-        beside = like(program, beside, given, attention)
+        if hidden is not None:
+            beside = hidden(beside)
+        beside = like(program, beside, given, attention, tokens)
         joined = call(program, aten.cat.default, ([beside, given], -1), path)
     readers = list(softmax.users)
     for reader in [n for n in given.users if n is not joined]:
@@ -99,7 +104,7 @@ def attend_beside(
         dtype = value.meta["val"].dtype
         if mine.meta["val"].dtype != dtype:
             mine = call(program, aten._to_copy.default, (mine,), path, dtype=dtype)
-        mine = by_heads(program, mine, attention)
+        mine = by_heads(program, mine, attention, tokens)
         extra = call(program, aten.matmul.default, (mine, value), path)
     extra = extra if valve is None else valve(extra)
     with program.graph.inserting_before(output) if valve is None else after(extra):
@@ -111,21 +116,23 @@ def attend_beside(
         user.replace_input_with(output, total)
 
 
-def by_heads(program: Program, node: fx.Node, attention: Attention) -> fx.Node:
+def by_heads(program: Program, node: fx.Node, attention: Attention, n: Any = None) -> fx.Node:
     """(batch * heads, length, n)  ->  (batch, heads, length, n); others as they are."""
     if rank(node) > 3:
         return node
     length = call(program, aten.sym_size.int, (node, 1), attention.module)
-    sizes = [-1, attention.heads, length, node.meta["val"].shape[-1]]
+    sizes = [-1, attention.heads, length, n or node.meta["val"].shape[-1]]
     return call(program, aten.reshape.default, (node, sizes), attention.module)
 
 
-def like(program: Program, node: fx.Node, other: fx.Node, attention: Attention) -> fx.Node:
+def like(
+    program: Program, node: fx.Node, other: fx.Node, attention: Attention, n: Any = None
+) -> fx.Node:
     """(batch, heads, length, n)  ->  (batch * heads, length, n) where `other` has three axes."""
     if rank(other) > 3:
         return node
     length = call(program, aten.sym_size.int, (node, 2), attention.module)
-    sizes = [-1, length, node.meta["val"].shape[-1]]
+    sizes = [-1, length, n or node.meta["val"].shape[-1]]
     return call(program, aten.reshape.default, (node, sizes), attention.module)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftc.ablate import without
-    from peftc.api import apply, plan, sites, trainable
+    from peftc.api import apply, plan, select_task, sites, trainable
     from peftc.artifact import load, save
     from peftc.backends import export, verify
     from peftc.diagnostics import PeftcError
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "apply": "peftc.api",
     "plan": "peftc.api",
+    "select_task": "peftc.api",
     "sites": "peftc.api",
     "trainable": "peftc.api",
     "load": "peftc.artifact",
@@ -46,6 +47,7 @@ __all__ = [
     "load_spec",
     "plan",
     "save",
+    "select_task",
     "sites",
     "trainable",
     "verify",

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from peftc import pipeline
 from peftc.capture import Program, capture
 from peftc.capture.load import load_model
 from peftc.dataflow import find_sites
 from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
 from peftc.initial import Words, initial_values, start
-from peftc.pipeline import rewrite
 from peftc.planner import Plan, make_plan
 from peftc.spec import Spec, load_spec
 
@@ -88,11 +88,20 @@ def carried_out(
     Without `words`, pieces that start from words are left for stored tensors to be copied in.
     """
     values = initial_values(made, words, seed) if words is not None else {}
-    graph, reports = rewrite(made, seed=seed)
+    graph, reports = pipeline.rewrite(made, seed=seed)
     for path, tensors in values.items():
         start(path, graph.get_submodule(path), tensors)
     graph.meta[APPLIED] = Applied(made, reports, seed, reference, base)
     return graph
+
+
+def select_task(graph: Program, task: str) -> Program:
+    """The graph for one of its tasks alone: its own pieces and head, outputs as in such a model.
+
+    Raises:
+        PeftcError: E106 for a task that the graph does not have.
+    """
+    return pipeline.select_task(graph, task)[0]
 
 
 def trainable(graph: Program) -> dict[str, nn.Parameter]:

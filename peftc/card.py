@@ -16,6 +16,10 @@ def card(lock: Mapping[str, Any], spec: Spec) -> str:
         f"| `{i['id']}` | {i['delta']} | {len(i['sites'])} | {i['parameters']:,} |"
         for i in plan["insertions"]
     ]
+    rows += [
+        f"| `tasks.{t['name']}` | {t['head']} | 1 | {t['parameters']:,} |"
+        for t in plan.get("tasks", ())
+    ]
     share = 100 * counts["trainable"] / (counts["base"] + counts["inserted"])
     return "\n".join(
         [

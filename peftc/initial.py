@@ -85,26 +85,30 @@ def initial_values(plan: Plan, words: Words, seed: int) -> dict[str, tuple[Tenso
         PeftcError: E083 without a tokenizer, E114 for ids or texts that are not possible.
     """
     program = plan.sites.program
-    wanted = [p for p in plan.insertions if starts_from_model(p.insertion)]
     if any(p.device.type == "meta" or isinstance(p, FakeTensor) for p in program.parameters()):
         return {}
     values: dict[str, tuple[Tensor, ...]] = {}
     random = torch.Generator().manual_seed(seed)
-    for planned in wanted:
-        name, options = f"peft.{planned.insertion.id}", planned.insertion.delta.options
-        if planned.insertion.delta.kind == "prompt":
-            for embedding in plan.sites.embeddings:
-                if embedding.site in planned.places:
-                    rows = prompts(options, embedding, program, words, random)
-                    values[f"{name}.{embedding.site.name}"] = (rows,)
-            continue
-        attentions = [p for p in planned.places if isinstance(p, Attention)]
-        pairs = keys_and_values(options, attentions, program, words)
-        if options.reparam is not None:
-            values[f"{name}.reparam"] = tuple(t for pair in pairs for t in pair)
-        else:
-            for attention, pair in zip(attentions, pairs, strict=True):
-                values[f"{name}.{attention.name}"] = pair
+    for planned in plan.insertions:
+        name = f"peft.{planned.insertion.id}"
+        for task, insertion in planned.insertion.variants(plan.tasks).items():
+            if not starts_from_model(insertion):
+                continue
+            options, own = insertion.delta.options, f".{task}" if task else ""
+            if insertion.delta.kind == "prompt":
+                labels = plan.labels(task)
+                for embedding in plan.sites.embeddings:
+                    if embedding.site in planned.places:
+                        rows = prompts(options, embedding, program, words, random, labels)
+                        values[f"{name}.{embedding.site.name}{own}"] = (rows,)
+                continue
+            attentions = [p for p in planned.places if isinstance(p, Attention)]
+            pairs = keys_and_values(options, attentions, program, words)
+            if options.reparam is not None:
+                values[f"{name}.reparam{own}"] = tuple(t for pair in pairs for t in pair)
+            else:
+                for attention, pair in zip(attentions, pairs, strict=True):
+                    values[f"{name}.{attention.name}{own}"] = pair
     return values
 
 
@@ -126,8 +130,8 @@ def starts_from_model(insertion: Insertion) -> bool:
     return getattr(init, "kind", None) in OF_THE_MODEL
 
 
-def problem(insertion: Insertion, config: Any) -> str | None:
-    """Why an insertion cannot start as it says on a model of this config, or None."""
+def problem(insertion: Insertion, labels: Sequence[str]) -> str | None:
+    """Why an insertion cannot start as it says on a model with these labels, or None."""
     if not starts_from_model(insertion):
         return None
     options = insertion.delta.options
@@ -139,28 +143,43 @@ def problem(insertion: Insertion, config: Any) -> str | None:
         )
     if options.init.kind != "labels":
         return None
-    names = list(getattr(config, "id2label", None) or {})
-    if len(names) > options.tokens:
-        return f"{len(names)} labels need as many `tokens`, there are {options.tokens}"
-    if getattr(options, "ensemble", None) and len(names) == options.tokens:
+    if len(labels) > options.tokens:
+        return f"{len(labels)} labels need as many `tokens`, there are {options.tokens}"
+    if getattr(options, "ensemble", None) and len(labels) == options.tokens:
         return "an ensemble that starts from the labels alone stays equal: more `tokens`"
-    if not names or all(UNNAMED.fullmatch(str(config.id2label[k])) for k in names):
+    if not labels or all(map(UNNAMED.fullmatch, labels)):
         return "the model's labels have no names: give them, --labels negative,positive"
     return None
 
 
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The names of a model's labels, in the order of its scores."""
+    names = getattr(config, "id2label", None) or {}
+    return tuple(str(names[k]) for k in sorted(names, key=int))
+
+
 def prompts(
-    options: Any, embedding: Embedding, program: Program, words: Words, random: torch.Generator
+    options: Any,
+    embedding: Embedding,
+    program: Program,
+    words: Words,
+    random: torch.Generator,
+    labels: Sequence[str],
 ) -> Tensor:
     """The rows that a prompt, or each member of an ensemble, starts from: (..., tokens, width)."""
+    given = (options, embedding, program, words, random, labels)
     if options.ensemble is None:
-        return prompt_rows(options, embedding, program, words, random)
-    members = range(options.ensemble)
-    return torch.stack([prompt_rows(options, embedding, program, words, random) for _ in members])
+        return prompt_rows(*given)
+    return torch.stack([prompt_rows(*given) for _ in range(options.ensemble)])
 
 
 def prompt_rows(
-    options: Any, embedding: Embedding, program: Program, words: Words, random: torch.Generator
+    options: Any,
+    embedding: Embedding,
+    program: Program,
+    words: Words,
+    random: torch.Generator,
+    names: Sequence[str],
 ) -> Tensor:
     """The rows that a prompt starts from, (tokens, width), as the model's own module gives them."""
     config, tokens = program.signature.config, options.tokens
@@ -170,8 +189,8 @@ def prompt_rows(
     labels: list[Tensor] = []
     count = start.options if start.kind == "vocab" else FREQUENT
     if start.kind == "labels":
-        for k in sorted(config.id2label, key=int):
-            ids = words.ids(str(config.id2label[k]))
+        for name in names:
+            ids = words.ids(name)
             labels.append(
                 embedded(checked(ids, vocabulary), embedding, program).mean(0, keepdim=True)
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from peftc.dataflow.report import sizes, spans, where
 from peftc.planner import Plan, Planned
+from peftc.task_plan import PlannedHead
 
 STYLE = """
 .line{stroke:#9aa4b2;stroke-width:1.5;fill:none}.stream{stroke:#3b4656;stroke-width:3}
@@ -217,6 +218,7 @@ def page(plan: Plan, model: str) -> str:
         "a click leads to its equation, its shapes and its lines in the spec."
     )
     cards = "".join(card(plan, k, p) for k, p in enumerate(plan.insertions))
+    cards += "".join(map(head_card, plan.heads))
     values = {
         "title": escape(f"{plan.spec.name} on {model}"),
         "about": escape(about),
@@ -240,6 +242,17 @@ def card(plan: Plan, k: int, planned: Planned) -> str:
         f"{planned.parameters:,} parameters"
         f"<table><tr><th>site</th><th>layers</th><th>module</th><th>features</th></tr>{rows}"
         f"</table><pre>{escape(lines_of(plan, insertion.id))}</pre></section>"
+    )
+
+
+def head_card(head: PlannedHead) -> str:
+    """The head of a task: equation, what it reads, and its labels."""
+    name = escape(f"tasks.{head.task}")
+    labels = f"; labels: {', '.join(head.options.names)}" if head.options.names else ""
+    return (
+        f'<section id="{name}"><h2>{name}</h2><code>{escape(head.options.formula)}</code> &nbsp; '
+        f"{head.parameters:,} parameters<p>{escape(head.kind)} of {escape(head.source)}"
+        f"{escape(labels)}</p></section>"
     )
 
 

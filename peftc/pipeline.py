@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
@@ -27,9 +26,11 @@ from peftc.passes.infix import Infix
 from peftc.passes.insert import Insert
 from peftc.passes.prefix import InsertPrefix, ShiftPositions
 from peftc.passes.prompt import InsertPrompt
+from peftc.passes.select_task import SelectTask
+from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
-from peftc.pieces.prefix import Reparameterization
+from peftc.pieces.bank import ShiftedRows
 from peftc.planner import Plan, Planned, build_gates, build_pieces, queries_of
 
 # What passes note on nodes for one another, and nothing after them reads.
@@ -129,8 +130,16 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
     pipeline = Pipeline(program)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        shared = [i for i in plan.insertions if i.insertion.share == "per_task"]
         passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
+        heads = [(h.task, h.options, h.reads, h.build()) for h in plan.heads]
     passes = around(passes, plan) + shifts(plan)
+    if shared and plan.tasks:
+        passes.insert(0, AddTaskIds(plan.tasks))
+    if heads:
+        for *_, head in heads:
+            put(head, plan.sites.program.graph.output_node().args[0][0])  # type: ignore[index]
+        passes.append(AddHeads(heads))  # type: ignore[arg-type]
     if plan.unfrozen:
         passes.append(Unfreeze(plan.unfrozen))
     pipeline.run(passes)
@@ -140,18 +149,20 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
 def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     """The passes of one insertion: which kind follows from how it composes."""
     insertion, sites = planned.insertion, plan.sites
-    pieces = build_pieces(insertion, planned.places, sites)
-    gates = build_gates(insertion, planned.places, sites)
+    pieces = build_pieces(insertion, planned.places, sites, plan.tasks)
+    gates = build_gates(insertion, planned.places, sites, plan.tasks)
+    own = insertion.variants(plan.tasks)
     move(pieces, planned, plan.sites.program)
     move(gates, planned, plan.sites.program)
     options = insertion.delta.options
     if insertion.composition.kind == "attend":
-        reparam = pieces.pop() if isinstance(pieces[-1], Reparameterization) else None
+        reparam = pieces.pop() if options.reparam is not None else None
+        lengths = [i.delta.options.tokens for i in own.values()]
         cached = options.mask == "cached"
         queries = [queries_of(p, sites) for p in planned.places] if gates else []  # type: ignore[arg-type]
         return [
             InsertPrefix(
-                insertion.id, planned.places, pieces, options.tokens, reparam, cached,  # type: ignore[arg-type]
+                insertion.id, planned.places, pieces, lengths, reparam, cached,  # type: ignore[arg-type]
                 gates, queries, infix_of(options.before, sites),  # type: ignore[arg-type]
             )
         ]  # fmt: skip
@@ -159,10 +170,11 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
         return [prompt_pass(planned, plan, k, piece) for k, piece in enumerate(pieces)]
     reads = insertion.reads or "h"
     reads_input = piece_class(insertion.delta.kind).reads_input
+    scales = [float(getattr(i.composition.options, "scale", 1)) for i in own.values()]
     return [
         Insert(
             insertion.id, planned.places, pieces, reads, insertion.composition, reads_input,  # type: ignore[arg-type]
-            gates, insertion.gate.reads if gates else "none",  # type: ignore[arg-type]
+            gates, insertion.gate.reads if gates else "none", scales,  # type: ignore[arg-type]
         )
     ]  # fmt: skip
 
@@ -204,29 +216,58 @@ def infix_of(before: int | None, sites: Sites) -> Infix | None:
 
 
 def shifts(plan: Plan) -> list[Pass]:
-    """One shift a stack and place: as many positions as one self-attention has shifting tokens."""
-    counts: dict[tuple[str, int | None], Counter[str]] = {}
+    """One shift a stack and place: as many positions as one self-attention has shifting tokens.
+
+    Where tasks have prefixes of different lengths, each row is shifted by its own task's.
+    """
+    counts: dict[tuple[str, int | None], dict[str, list[int]]] = {}
+    targets: dict[tuple[str, int | None], str] = {}
     for planned in plan.insertions:
         options = planned.insertion.delta.options
         if planned.insertion.composition.kind != "attend" or options.positions != "shift":
             continue
+        own = planned.insertion.variants(plan.tasks)
+        tokens = [own.get(t, planned.insertion).delta.options.tokens for t in plan.tasks or ("",)]
         for place in planned.places:
             if place.role == "attn.kv":
-                count = counts.setdefault((place.stack, options.before), Counter())
-                count[place.name] += options.tokens
-    return [
-        ShiftPositions(entered, max(count.values()), infix_of(before, plan.sites))
-        for (stack, before), count in counts.items()
-        if (entered := [p for p in plan.sites.positions if p.stack == stack])
-    ]
+                key = (place.stack, options.before)
+                there = counts.setdefault(key, {})
+                before = there.get(place.name, [0] * len(tokens))
+                there[place.name] = [a + b for a, b in zip(before, tokens, strict=True)]
+                name = "_".join(t for t in ("shift", place.stack) if t)
+                targets.setdefault(key, f"peft.{planned.insertion.id}.{name}")
+    made: list[Pass] = []
+    for (stack, before), there in counts.items():
+        tokens = [max(sizes) for sizes in zip(*there.values(), strict=True)]
+        by = tokens[0] if len(set(tokens)) == 1 else ShiftedRows(tokens)
+        if entered := [p for p in plan.sites.positions if p.stack == stack]:
+            infix = infix_of(before, plan.sites)
+            made.append(ShiftPositions(entered, by, infix, targets[stack, before]))
+    return made
 
 
 def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
     """Put pieces where the values at their places live, in their dtype."""
     for piece, place in zip(pieces, [*planned.places, planned.places[0]], strict=False):
-        node = place.k if hasattr(place, "k") else place.h  # type: ignore[union-attr]
-        value = node.meta["val"]
-        piece.to(device=value.device, dtype=value.dtype)
+        put(piece, place.k if hasattr(place, "k") else place.h)  # type: ignore[union-attr]
+
+
+def put(piece: nn.Module, node: fx.Node) -> None:
+    """Put a module where a node's value lives, in its dtype."""
+    value = node.meta["val"]
+    piece.to(device=value.device, dtype=value.dtype)
+
+
+def select_task(program: Program, task: str) -> tuple[Program, list[Report]]:
+    """A copy of `program` for one of its tasks alone: its pieces, its head, no `task_ids`.
+
+    Raises:
+        PeftcError: E106 for a task that the graph does not have.
+    """
+    program.signature.for_task(task)
+    pipeline = Pipeline(program.clone(pieces=True))
+    pipeline.run([SelectTask(task)])
+    return pipeline.program, pipeline.reports
 
 
 def fold(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError, Span
+from peftc.initial import labels_of
 from peftc.initial import problem as cannot_start
 from peftc.misfit import (
     no_ensemble,
@@ -24,9 +25,11 @@ from peftc.misfit import (
     rank_too_large,
 )
 from peftc.pieces import piece_class
+from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Gate, Valve
 from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
 from peftc.spec import Insertion, Spec
+from peftc.task_plan import PlannedHead, check_rows, plan_heads
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,21 @@ class Plan:
     notes: tuple[Diagnostic, ...]
     base: int  # parameters of the captured model
     unfrozen_count: int
+    heads: tuple[PlannedHead, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks by which a bank tells its pieces apart; none where there is one at most."""
+        return tuple(h.task for h in self.heads) if len(self.heads) > 1 else ()
+
+    def labels(self, task: str = "") -> tuple[str, ...]:
+        """The labels of a task, of the only one, or of the model itself."""
+        return task_labels(self.spec, task, self.sites)
 
     @property
     def inserted(self) -> int:
-        """Parameters that the insertions add."""
-        return sum(p.parameters for p in self.insertions)
+        """Parameters that the insertions and the heads of tasks add."""
+        return sum(p.parameters for p in (*self.insertions, *self.heads))
 
     @property
     def trainable(self) -> int:
@@ -78,10 +91,12 @@ class Plan:
                     "delta": p.insertion.delta.kind,
                     "compose": p.insertion.composition.kind,
                     "parameters": p.parameters,
+                    **({"share": p.insertion.share} if p.insertion.share else {}),
                     "sites": [place_json(place) for place in p.places],
                 }
                 for p in self.insertions
             ],
+            **({"tasks": [h.to_json() for h in self.heads]} if self.heads else {}),
             "unfrozen": list(self.unfrozen),
             "parameters": {
                 "base": self.base,
@@ -101,14 +116,22 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     problems: list[Diagnostic] = []
     notes: list[Diagnostic] = []
     planned: list[Planned] = []
+    heads = plan_heads(spec, sites, problems)
     for k, insertion in enumerate(spec.insert):
+        if len(spec.tasks) == 1:
+            insertion = insertion.for_task(next(iter(spec.tasks)))
         places, counts = resolve(spec, k, sites, problems, notes)
         if places:
             found = len(problems)
-            check_sizes(spec, k, places, sites, problems)
+            for task, own in insertion.variants(spec.tasks).items():
+                if len(problems) == found:
+                    labels = task_labels(spec, task, sites)
+                    check_sizes(spec, k, own, places, sites, labels, problems)
+            if insertion.share == "per_task":
+                check_rows(spec, k, places, sites, problems)
             if len(problems) > found:
                 continue
-            count = count_parameters(insertion, places, sites)
+            count = count_parameters(insertion, places, sites, spec.tasks)
             planned.append(Planned(insertion, tuple(places), counts, count))
     unfrozen = unfrozen_names(spec, sites, problems)
     check_expectations(spec, sites, planned, problems)
@@ -123,6 +146,7 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
         notes=tuple(notes),
         base=sum(sizes.values()),
         unfrozen_count=sum(sizes[n] for n in unfrozen),
+        heads=heads,
     )
 
 
@@ -188,15 +212,23 @@ def kept_of(
     return [p for p in found if p.layer is None or p.layer not in gone[p.stack]]
 
 
+def task_labels(spec: Spec, task: str, sites: Sites) -> tuple[str, ...]:
+    """The labels of a task, of the only one, or of the model itself."""
+    only = next(iter(spec.tasks)) if len(spec.tasks) == 1 else None
+    head = spec.tasks.get(task or only or "")
+    return head.head.options.names if head else labels_of(sites.program.signature.config)
+
+
 def check_sizes(
     spec: Spec,
     k: int,
+    insertion: Insertion,
     places: Sequence[Site | Attention],
     sites: Sites,
+    labels: Sequence[str],
     problems: list[Diagnostic],
 ) -> None:
     """Refuse layers without a size, ranks that reduce nothing, and low rank without a linear."""
-    insertion = spec.insert[k]
     try:
         options = [options_at(insertion, place, sites) for place in places]
     except ValueError as cause:
@@ -205,7 +237,7 @@ def check_sizes(
         return
     if insertion.delta.kind == "pipe":
         check_pipe(spec, k, places, problems)
-    if why := cannot_start(insertion, sites.program.signature.config):
+    if why := cannot_start(insertion, labels):
         where = spec.span("insert", k, "delta", insertion.delta.kind, "init")
         problems.append(Diagnostic("E114", why, where))
     if insertion.gate is not None:
@@ -311,21 +343,43 @@ def parameter_sizes(sites: Sites) -> dict[str, int]:
     return {n: p.numel() for n, p in sites.program.named_parameters()}
 
 
-def count_parameters(insertion: Insertion, places: Sequence[Site | Attention], sites: Sites) -> int:
+def count_parameters(
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    tasks: Collection[str] = (),
+) -> int:
     """Parameters that the insertion adds, from its pieces built without memory."""
     with torch.device("meta"):
-        made = build_pieces(insertion, places, sites)
-        made += build_gates(insertion, places, sites)
+        made = build_pieces(insertion, places, sites, tasks)
+        made += build_gates(insertion, places, sites, tasks)
     return sum(p.numel() for m in made for p in m.parameters())
 
 
 def build_gates(
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    tasks: Collection[str] = (),
+) -> list[nn.Module]:
+    """Fresh gates of one insertion, one a place; none where it has no gate.
+
+    Where each task has its own, a gate is a bank of theirs.
+    """
+    if insertion.gate is None:
+        return []
+    own = insertion.variants(tasks)
+    made = {task: own_gates(i, places, sites) for task, i in own.items()}
+    if "" in made:
+        return made[""]
+    return [Bank({t: made[t][k] for t in made}) for k in range(len(places))]
+
+
+def own_gates(
     insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
 ) -> list[nn.Module]:
-    """Fresh gates of one insertion, one a place; none where it has no gate."""
+    """Fresh gates of one insertion for one task, or for all."""
     options = insertion.gate
-    if options is None:
-        return []
     kind = Gate if insertion.composition.kind == "gate" else Valve
     made: list[nn.Module] = []
     for place in places:
@@ -353,9 +407,29 @@ def queries_of(attention: Attention, sites: Sites) -> Site:
 
 
 def build_pieces(
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    tasks: Collection[str] = (),
+) -> list[nn.Module]:
+    """Fresh pieces of one insertion, one a place, and a reparameterisation at the end if any.
+
+    Where each task has its own, a piece is a bank of theirs.
+    """
+    if insertion.share != "per_task" or not tasks:
+        return own_pieces(insertion, places, sites)
+    own = insertion.variants(tasks)
+    made = {t: own_pieces(i, places, sites) for t, i in own.items()}
+    scales = [float(getattr(i.composition.options, "scale", 1)) for i in own.values()]
+    apart = scales if len(set(scales)) > 1 else None
+    count = len(next(iter(made.values())))
+    return [Bank({t: made[t][k] for t in made}, apart) for k in range(count)]
+
+
+def own_pieces(
     insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
 ) -> list[nn.Module]:
-    """Fresh pieces of one insertion, one a place, and a reparameterisation at the end if any."""
+    """Fresh pieces of one insertion for one task, or for all."""
     options = insertion.delta.options
     if insertion.delta.kind == "prefix":
         attentions = [p for p in places if isinstance(p, Attention)]

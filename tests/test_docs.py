@@ -34,7 +34,7 @@ def test_every_example_runs(model_folder, tmp_path, monkeypatch, capsys):
             assert line.startswith("$ peftc ")
             assert run(shlex.split(line)[2:]) == 0, (line, capsys.readouterr().err)
             commands += 1
-    assert commands == 10
+    assert commands == 11
     assert Path("plan.html").is_file()
     assert Path("out/onnx/model.onnx").is_file()
 

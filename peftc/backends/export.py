@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftc.api import APPLIED
+from peftc.api import APPLIED, select_task
 from peftc.backends.base import Backend, Exported, backend
 from peftc.backends.triton import CONFIG, VERSION, check_layout, config
 from peftc.backends.weights import base_files, fill, in_place, linkable
@@ -32,6 +32,7 @@ def export(
     out: str | Path,
     *,
     fold: str = "auto",
+    task: str | None = None,
     opset: int | None = None,
     weights: str | None = None,
     layout: str = "folder",
@@ -39,6 +40,8 @@ def export(
     force: bool = False,
 ) -> Exported:
     """Write `graph` as "onnx", "torchscript" or "aoti", or as a checkpoint, "hf" or "peft".
+
+    With `task` the file is for that task alone, without the pieces and heads of the others.
 
     The graph itself is unchanged. `weights="link"`, the default of "onnx" and "aoti" where the
     base lies in safetensors files on the same disk, leaves frozen weights in those files, which
@@ -49,10 +52,10 @@ def export(
     `layout="triton"` `out` is a Triton model repository, and the model in it is called `name`.
 
     Raises:
-        PeftcError: E306 where `out` exists, E401 for an unknown kind, E403 for missing packages,
-            E408 where PEFT has no form of the graph, E409 for an unknown option, E410 where weights
-            cannot be linked, E411 where a checkpoint of "hf" cannot hold it, E501 where the disk
-            has too little room.
+        PeftcError: E106 for an unknown task, E306 where `out` exists, E401 for an unknown kind,
+            E403 for missing packages, E408 where PEFT has no form of the graph, E409 for an unknown
+            option, E410 where weights cannot be linked, E411 where a checkpoint of "hf" cannot hold
+            it, E501 where the disk has too little room.
     """
     target = backend(kind)
     target.check_tools()
@@ -71,7 +74,8 @@ def export(
             f"fold: {fold}: {kind} has every piece merged",
             help=("leave --fold out", "onnx and torchscript keep pieces apart"),
         )
-    program = folded_for(graph, target, fold, deferred=target.streams)
+    chosen = graph if task is None else select_task(graph, task)
+    program = folded_for(chosen, target, fold, deferred=target.streams)
     target.check(graph, program)
     stored = files_to_link(graph, target, weights, top)
     # A merged checkpoint is the whole base: also its shards, and weights the graph does not use.
@@ -100,6 +104,7 @@ def export(
             "opset": opset,
             "fold": fold,
             "device": next(program.parameters()).device.type,
+            **({"task": task} if task is not None else {}),
             "dtype": str(next(program.parameters()).dtype).removeprefix("torch."),
             "weights": "link" if stored is not None else "copy",
             "session": target.session_options(linked=stored is not None),

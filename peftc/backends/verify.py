@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from peftc.api import select_task
 from peftc.backends.base import Exported, backend
 from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
@@ -19,6 +20,8 @@ from peftc.backends.process import run
 from peftc.capture.inputs import example_value, sound_sizes
 from peftc.capture.program import Program
 from peftc.capture.streaming import run_flat
+from peftc.passes.base import pieces
+from peftc.pieces.bank import members
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
 
@@ -87,6 +90,8 @@ def verify(
     """
     exported = folder if isinstance(folder, Exported) else read_export(folder)
     backend(exported.kind).check_installed()
+    if (task := exported.facts.get("task")) is not None:
+        graph = select_task(graph, task)
     sizes = [
         sound_sizes(
             {"batch": b, "sequence": s, "decoder_sequence": max(1, s - 1)}, graph.signature.config
@@ -127,16 +132,18 @@ def shapes_for(graph: Program) -> list[tuple[int, int]]:
     """The sizes to compare at, the longest within what the model's positions allow."""
     config = graph.signature.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 512
-    for module in graph.modules():
-        if isinstance(module, Prompt):
-            limit -= module.tokens
     prefixes: Counter[str] = Counter()  # of each attention, in front of one another
-    for name, module in graph.named_modules():
-        if isinstance(module, Prefix):
-            prefixes[name.rpartition(".")[2]] += module.shapes[0][1]
+    for node, piece in pieces(graph, nn.Module):
+        first, *_ = own = members(piece)
+        if isinstance(first, Prompt):
+            limit -= first.tokens
+        elif isinstance(first, Prefix):
+            place = str(node.target).rpartition(".")[2]
+            prefixes[place] += max(p.shapes[0][1] for p in own)
+    tasks = [(i.below, 9) for i in graph.signature.inputs if i.below is not None]
     # Two rows: some models count positions from the padding id on.
     limit -= max(prefixes.values(), default=0) + 2
-    return list(dict.fromkeys((b, min(s, limit)) for b, s in SHAPES))
+    return list(dict.fromkeys((b, min(s, limit)) for b, s in (*SHAPES, *tasks)))
 
 
 def compared(

@@ -103,6 +103,9 @@ def example_value(i: Input, sizes: dict[str, int], vocabulary: int) -> Tensor:
         if shape[-1] > 3:
             mask[1:, -2:] = 0
         return mask
+    if i.below is not None:  # every choice in turn, another one first at every length
+        count = torch.arange(torch.Size(shape).numel()) + sizes["sequence"]
+        return (count % i.below).reshape(shape)
     if i.name == "token_type_ids":
         return torch.zeros(shape, dtype=i.dtype)
     if i.dtype == torch.long:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from peftc.diagnostics import error
 
+LABELS = ("labels", "start_positions", "end_positions")
 IGNORED = -100  # labels with this value do not count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
-from peftc.capture.loss import decoder_inputs, loss_of
+from peftc.capture.loss import LABELS, decoder_inputs, loss_of
+from peftc.capture.tasks import answer
 from peftc.diagnostics import error
 
 SIGNATURE = "peftc.signature"  # the key of the Signature in a Program's meta
 STORED = "peftc.stored"  # the key of where the frozen weights are on disk, in a Program's meta
-LABELS = ("labels", "start_positions", "end_positions")
 PEFT_PREFIX = "peft."  # inserted pieces are submodules named peft.<insertion id>.<site>
 
 
@@ -28,12 +28,14 @@ class Input:
 
     `dims` holds a number for a fixed axis and a name ("batch", "sequence") for a free one.
     `default` says what an absent input becomes: "ones", "zeros", or None where it is required.
+    `below` is the number of values that an input of choices can have.
     """
 
     name: str
     dtype: torch.dtype
     dims: tuple[int | str, ...]
     default: str | None = None
+    below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Signature:
     model_class: str = ""
     task_parameters: frozenset[str] | None = None  # what the task added to the base model
     members: int = 1  # of an ensemble: how many rows an example has while training
+    # The tasks of a graph that has heads of its own: each as if it were the only one.
+    tasks: Mapping[str, Signature] = field(default_factory=dict)
 
     def input(self, name: str) -> Input | None:
         """The input called `name`, or None."""
@@ -67,6 +71,23 @@ class Signature:
         ids = self.input("input_ids") or self.input("attention_mask")
         length = ids.dims[1] if ids is not None else None
         return length if isinstance(length, int) else None
+
+    def for_task(self, name: str | None = None) -> Signature:
+        """What a task looks like; without a name the only one, or the model's own.
+
+        Raises:
+            PeftcError: E106 for an unknown task, or none where there are several.
+        """
+        if name is not None and name in self.tasks:
+            return self.tasks[name]
+        if name is None and len(self.tasks) < 2:
+            return next(iter(self.tasks.values()), self)
+        names = ", ".join(self.tasks)
+        raise error(
+            "E106",
+            "the graph has several tasks: say which" if name is None else f"no task `{name}`",
+            help=(f"tasks: {names}" if names else "the spec has no `tasks`",),
+        )
 
     def bind(self, given: Mapping[str, Any]) -> list[Tensor]:
         """Order keyword inputs as the graph's placeholders, absent ones filled with defaults.
@@ -85,10 +106,14 @@ class Signature:
                 help=(f"it takes: {', '.join(names)}",),
             )
         values: dict[str, Tensor] = {n: v for n, v in given.items() if v is not None}
+        sizes = {d: k for i in self.inputs if i.name in values
+                 for d, k in zip(i.dims, values[i.name].shape, strict=False)}  # fmt: skip
+        device = next(iter(values.values())).device
         for i in self.inputs:
             if i.name not in values:
-                like = next(values[j.name] for j in self.inputs if j.dims == i.dims)
-                values[i.name] = torch.full_like(like, int(i.default == "ones"), dtype=i.dtype)
+                shape = [sizes[d] if isinstance(d, str) else d for d in i.dims]
+                fill = int(i.default == "ones")
+                values[i.name] = torch.full(shape, fill, dtype=i.dtype, device=device)
         return [values[i.name] for i in self.inputs]
 
 
@@ -176,6 +201,8 @@ def _forward_like_model(self: Program, **inputs: Any) -> Any:
     """Answer like the model: keyword inputs in, the model's output class out, loss with labels."""
     signature = self.signature
     inputs.pop("return_dict", None)
+    if signature.tasks:
+        return answer(self, inputs)
     labels = {n: inputs.pop(n) for n in LABELS if inputs.get(n) is not None}
     for name in LABELS:
         inputs.pop(name, None)
@@ -212,6 +239,8 @@ def _with_signature(signature: Signature) -> Any:
 
 
 def _labels(signature: Signature) -> tuple[str, ...]:
+    if len(signature.tasks) == 1:
+        signature = signature.for_task()
     if signature.loss is None:
         return ()
     return LABELS[1:] if signature.loss == "ForQuestionAnswering" else LABELS[:1]

@@ -114,6 +114,11 @@ Only = Annotated[
 ]
 
 
+def task_for(spec: Any, task: str | None) -> str | None:
+    """The head to load the model with: none where the spec's tasks bring heads of their own."""
+    return "feature-extraction" if task is None and spec.tasks else task
+
+
 def assignments(pairs: list[str] | None) -> dict[str, Any]:
     """`--set` pairs as values: numbers as numbers, true and false as such, the rest as text.
 

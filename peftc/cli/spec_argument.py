@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftc.cli.options import assignments
+from peftc.cli.options import assignments, task_for
 from peftc.diagnostics import error
 
 # What `open_model` takes of a plan's options, which are these, the model and the static length.
@@ -48,4 +48,5 @@ def spec_and_options(
         options = {n: said.get(n) if v is None else v for n, v in options.items()}
     if options["model"] is None:
         raise error("E008", "no model is given", help=("give a folder or a hub name after SPEC",))
+    options["task"] = task_for(resolved, options["task"])
     return resolved, options, planned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -49,6 +50,11 @@ class Piece(nn.Module, ABC):
         """
         return False
 
+    @classmethod
+    def banked(cls, pieces: Sequence[Any], rows: Tensor, *inputs: Tensor) -> Any:
+        """What piece rows[b] gives for row b of the inputs.  rows: (batch,) int64."""
+        raise LookupError(f"the piece `{cls.kind}` has no form for many tasks")
+
 
 def scale_layer(layer: nn.Module | None, factor: Tensor) -> bool:
     """Whether the parameters of `layer` could take a factor of its output: () or (out,)."""
@@ -64,6 +70,36 @@ def scale_layer(layer: nn.Module | None, factor: Tensor) -> bool:
         if isinstance(bias, Tensor):
             bias.mul_(factor)
     return True
+
+
+def gathered(tensors: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """(batch, ...): tensor rows[b] for row b; smaller ones have zeros behind, on every axis."""
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    padded = [functional.pad(t, behind(t, shape)) for t in tensors]
+    return torch.stack(padded).index_select(0, rows)
+
+
+def behind(tensor: Tensor, shape: Sequence[int]) -> list[int]:
+    """What `pad` takes to bring a tensor to a shape, all of it at the ends of the axes."""
+    missing = [want - have for have, want in zip(tensor.shape, shape, strict=True)]
+    return [n for count in reversed(missing) for n in (0, count)]
+
+
+def banked_linear(layers: Sequence[nn.Linear], rows: Tensor, x: Tensor) -> Tensor:
+    """X W^T + b, with W and b of layer rows[b] for row b.  x: (batch, length, in)."""
+    weight = gathered([layer.weight for layer in layers], rows)
+    y = torch.bmm(x, weight.transpose(1, 2))
+    if layers[0].bias is not None:
+        y = y + gathered([layer.bias for layer in layers], rows).unsqueeze(1)
+    return y
+
+
+def banked_norm(layers: Sequence[nn.LayerNorm], rows: Tensor, x: Tensor) -> Tensor:
+    """The LayerNorm rows[b] of row b.  x: (batch, length, width)."""
+    first = layers[0]
+    x = functional.layer_norm(x, first.normalized_shape, eps=first.eps)
+    weight = gathered([layer.weight for layer in layers], rows).unsqueeze(1)
+    return x * weight + gathered([layer.bias for layer in layers], rows).unsqueeze(1)
 
 
 def linear(

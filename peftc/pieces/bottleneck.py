@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from peftc.pieces.base import ACTIVATIONS, Piece, linear, scale_layer
+from peftc.pieces.base import (
+    ACTIVATIONS,
+    Piece,
+    banked_linear,
+    banked_norm,
+    linear,
+    scale_layer,
+)
 
 STD = 1e-2  # Houlsby et al. 2019, section 3.6
 
@@ -69,3 +77,17 @@ class Bottleneck(Piece):
             x = self.dropout(x)
         x = self.up(x)
         return x if self.after is None else self.after(x)
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A smaller bottleneck is padded: what its spare features give, `up` weighs with zero."""
+        (x,), first = inputs, pieces[0]
+        if first.before is not None:
+            x = banked_norm([p.before for p in pieces if p.before is not None], rows, x)
+        x = first.act(banked_linear([p.down for p in pieces], rows, x))
+        if first.dropout is not None:
+            x = first.dropout(x)
+        x = banked_linear([p.up for p in pieces], rows, x)
+        if first.after is not None:
+            x = banked_norm([p.after for p in pieces if p.after is not None], rows, x)
+        return x

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from peftc.pieces.base import banked_linear, gathered
 
 
 class Gate(nn.Module):
@@ -33,6 +36,19 @@ class Gate(nn.Module):
     def forward(self, h: Tensor, delta: Tensor, x: Tensor | None = None) -> Tensor:
         return h + self.opening(x) * (delta - h)
 
+    @classmethod
+    def openings(cls, pieces: Sequence[Gate], rows: Tensor, x: Tensor | None) -> Tensor:
+        """G of gate rows[b] for row b: (batch, 1, width or 1), or (batch, length, width or 1)."""
+        if x is None:
+            return gathered([p.g for p in pieces], rows).unsqueeze(1)
+        return torch.sigmoid(banked_linear([p.linear for p in pieces], rows, x))
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Gate], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A gate a row."""
+        h, delta, *x = inputs
+        return h + cls.openings(pieces, rows, *(x or [None])) * (delta - h)
+
 
 class Valve(Gate):
     """g delta, to be added to h or attended to: with g = 0 there is no delta.
@@ -41,7 +57,15 @@ class Valve(Gate):
     """
 
     def forward(self, delta: Tensor, x: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        g = self.opening(x)
-        if x is not None and delta.dim() > x.dim():
-            g = g.unsqueeze(1)  # one for all heads
-        return g * delta
+        return by_heads(self.opening(x), delta) * delta
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Gate], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A gate a row."""
+        delta, *x = inputs
+        return by_heads(cls.openings(pieces, rows, *(x or [None])), delta) * delta
+
+
+def by_heads(g: Tensor, delta: Tensor) -> Tensor:
+    """(batch, length, 1) -> (batch, 1, length, 1), one for all heads, where delta has heads."""
+    return g.unsqueeze(1) if g.dim() > 1 and delta.dim() > g.dim() else g

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peftc.pieces.base import Piece
+from peftc.pieces.base import Piece, gathered
 
 
 class LowRank(Piece):
@@ -65,6 +66,18 @@ class LowRank(Piece):
             if self.b is not None:
                 self.b.mul_(factor)
         return True
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A smaller rank is padded with zeros, which add nothing."""
+        (x,), first = inputs, pieces[0]
+        if first.dropout is not None:
+            x = first.dropout(x)
+        a, b = gathered([p.A for p in pieces], rows), gathered([p.B for p in pieces], rows)
+        y = torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
+        if first.b is not None:
+            y = y + gathered([p.b for p in pieces if p.b is not None], rows).unsqueeze(1)
+        return y
 
     def merged(self) -> Tensor:
         """B A, (out, in): what the update adds to a weight of that shape."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import ACTIVATIONS, Piece, fit
+from peftc.pieces.base import ACTIVATIONS, Piece, fit, gathered
 
 
 class Prefix(Piece):
@@ -67,20 +67,38 @@ class Prefix(Piece):
         value = self.value if value is None else value
         return self.joined(key, k), self.joined(value, v)
 
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """A prefix a row; behind a shorter one stand zeros, which a mask has to hide.
+
+        The keys and values of a reparameterisation come for each row already.
+        """
+        k, v, *given = inputs
+        if not given:
+            given = [gathered([p.key for p in pieces], rows),
+                     gathered([p.value for p in pieces], rows)]  # fmt: skip
+        key, value = (pieces[0].by_heads(t) for t in given)
+        return pieces[0].joined(key, k), pieces[0].joined(value, v)
+
     def joined(self, prefix: Tensor, x: Tensor) -> Tensor:
-        """[prefix; x], the prefix repeated over heads and over the batch."""
+        """[prefix; x], the prefix repeated over heads, and over the batch where it is one for all.
+
+        prefix: (kv_heads, tokens, dim) or (1 or batch, heads, tokens, dim).
+        """
         if self.dropout is not None:
             prefix = self.dropout(prefix)
         if prefix.dim() == 3:
-            prefix = self.by_heads(prefix).to(x.dtype)
+            prefix = self.by_heads(prefix)
+        prefix = prefix.to(x.dtype)
         return torch.cat([prefix.expand(x.shape[0], -1, -1, -1), x], 2) if self.joins else prefix
 
     def by_heads(self, prefix: Tensor) -> Tensor:
-        """(kv_heads, tokens, dim) as (1, heads, tokens, dim)."""
+        """(..., kv_heads, tokens, dim) as (1 or batch, heads, tokens, dim)."""
         if self.repeats > 1:
-            tiled = prefix.repeat(self.repeats, 1, 1) if self.tiled else None
-            prefix = prefix.repeat_interleave(self.repeats, 0) if tiled is None else tiled
-        return prefix.unsqueeze(0)
+            rest = [1] * (prefix.dim() - 3)
+            tiled = prefix.repeat(*rest, self.repeats, 1, 1) if self.tiled else None
+            prefix = prefix.repeat_interleave(self.repeats, -3) if tiled is None else tiled
+        return prefix if prefix.dim() == 4 else prefix.unsqueeze(0)
 
     def spread(self) -> None:
         """Keep the keys and values as `by_heads` gives them."""
@@ -128,6 +146,14 @@ class Reparameterization(nn.Module):
             part.reshape(tokens, heads, dim).transpose(0, 1)
             for part, (heads, tokens, dim) in zip(parts, self.shapes, strict=True)
         )
+
+    @classmethod
+    def banked(
+        cls, pieces: Sequence[Reparameterization], rows: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The keys and values of all sites for each row, by the row's own MLP."""
+        tables = [p() for p in pieces]
+        return tuple(gathered(same, rows) for same in zip(*tables, strict=True))
 
 
 def prefix_at(options: Any, attention: Any) -> Prefix:

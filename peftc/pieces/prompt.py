@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import Activation, Piece, fit
+from peftc.pieces.base import Activation, Piece, fit, gathered
 
 
 class Prompt(Piece):
@@ -74,7 +75,7 @@ class Prompt(Piece):
         return self.embedding if self.encoder is None else self.encoder(self.embedding)
 
     def forward(self, h: Tensor) -> Tensor:
-        rows = self.rows().to(h.dtype).unsqueeze(-3)
+        rows = self.rows().unsqueeze(-3)
         if self.members is None:
             rows = rows.expand(h.shape[0], -1, -1)
         else:
@@ -82,6 +83,16 @@ class Prompt(Piece):
             if self.training and rows.requires_grad:
                 rows.register_hook(lambda gradient: gradient * self.members)
             rows = rows.flatten(0, 1)
+        return self.put(rows, h)
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """A prompt a row, all of one length."""
+        return pieces[0].put(gathered([p.rows() for p in pieces], rows), inputs[0])
+
+    def put(self, rows: Tensor, h: Tensor) -> Tensor:
+        """H with its dummy rows replaced.  rows: (batch, tokens, width)."""
+        rows = rows.to(h.dtype)
         rest = h[:, self.first + self.tokens :]
         parts = [h[:, : self.first], rows, rest] if self.first else [rows, rest]
         return torch.cat(parts, 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from peftc.pieces.base import Piece
+from peftc.pieces.base import Piece, gathered
 
 
 class Vector(Piece):
@@ -36,3 +37,8 @@ class Vector(Piece):
 
     def forward(self) -> Tensor:
         return self.l
+
+    @classmethod
+    def banked(cls, pieces: Sequence[Self], rows: Tensor, *inputs: Tensor) -> Tensor:
+        """(batch, 1, width): a vector a row, the same for all its tokens."""
+        return gathered([p.l for p in pieces], rows).unsqueeze(1)

@@ -18,11 +18,13 @@ from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.layers import Layers
 from peftc.spec.legal import illegal, narrowing
 from peftc.spec.problems import clipped, diagnostics, listed, near, shown
-from peftc.spec.schema import Expect, Export, Insertion, Unfreeze, Use, Written
+from peftc.spec.schema import Expect, Export, Insertion, Task, Unfreeze, Use, Written
 from peftc.spec.source import VALUES, Source, parse, read_source
+from peftc.spec.tasks import with_tasks
 
 NESTING = 8  # of `use`: more is taken for a circle
 USES = 200  # in all: specs that use others twice over grow without end
+CHANGES = ("layers", "without", "stack", "optional", "share")  # what a `use` can say anew
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Spec:
         source: Source,
         places: list[int],
         variables: Mapping[str, Any],
+        tasks: Mapping[str, Task],
     ) -> None:
         self.name: str = written.name
         self.about: str = written.about
@@ -52,6 +55,7 @@ class Spec:
         self.expect: Expect | None = written.expect
         self.export: Export | None = written.export
         self.vars = dict(variables)
+        self.tasks = dict(tasks)
         self.source = source
         self._places = places  # for each insertion, the entry of the file it came from
 
@@ -72,6 +76,8 @@ class Spec:
         result: dict[str, Any] = {"peftc": 1, "name": self.name}
         if self.about:
             result["about"] = self.about
+        if self.tasks:  # what their `set` made different stands at the insertions
+            result["tasks"] = {n: {"head": plain(t)["head"]} for n, t in self.tasks.items()}
         result["insert"] = [plain(i) for i in self.insert]
         if self.unfreeze:
             result["unfreeze"] = [plain(u) for u in self.unfreeze]
@@ -197,10 +203,12 @@ def resolve(
     base: Path,
     trail: Trail | None = None,
     spans: Mapping[str, Span | None] | None = None,
+    for_task: bool = False,
 ) -> Spec:
     """Resolve a parsed spec with some of its variables given.
 
-    `trail` is how `use` led here, and `spans` are the places of the given values.
+    `trail` is how `use` led here, and `spans` are the places of the given values. With `for_task`
+    they are those of one task, and the insertions are what it has.
 
     Raises:
         PeftcError: with every mistake of the spec, and of those it uses.
@@ -230,6 +238,7 @@ def resolve(
     duplicate_ids(parts, source, bad)
     insert: list[Insertion] = []
     unfreeze, places = list(written.unfreeze) if written else [], []
+    tasks = dict(written.tasks) if written else {}
     for k, part in enumerate(parts):
         if isinstance(part, Use):
             try:
@@ -240,6 +249,11 @@ def resolve(
             insert += inner.insert
             places += [k] * len(inner.insert)
             unfreeze += [u for u in inner.unfreeze if u not in unfreeze]
+            if inner.tasks and tasks:
+                span = source.span("insert", k, "use")
+                message = f"`{part.use}` has tasks of its own, as this spec has"
+                bad.append(Diagnostic("E013", message, span))
+            tasks |= inner.tasks
         elif part is not None:
             insert.append(part)
             places.append(k)
@@ -247,7 +261,19 @@ def resolve(
         check_fold(written, insert, source, bad)
     if bad or written is None:
         raise PeftcError(sorted(bad, key=lambda d: in_order(d, source)))
-    return Spec(written, insert, unfreeze, source, places, variables)
+    if not for_task:
+        if len(tasks) * len(source.values) > VALUES:
+            message = f"{len(tasks)} tasks of {len(source.values)} values are more than {VALUES:,}"
+            raise error("E012", message, span=source.key("tasks"))
+
+        def resolved_with(name: str, variables: Mapping[str, Any]) -> tuple[Insertion, ...]:
+            keys = {n: source.key("tasks", name, "set", n) for n in variables}
+            own = {**(spans or {}), **keys}
+            return resolve(source, {**given, **variables}, base, trail, own, True).insert
+
+        insert = with_tasks(tasks, insert, places, source, resolved_with)
+        tasks = {n: t.model_copy(update={"set": {}}) for n, t in tasks.items()}
+    return Spec(written, insert, unfreeze, source, places, variables, tasks)
 
 
 def check_fold(written: Written, insert: list[Insertion], source: Source, bad: Mistakes) -> None:
@@ -396,11 +422,7 @@ def used(part: Use, k: int, source: Source, base: Path, trail: Trail, bad: Mista
     trail.used.append(len(brought.values))
     spans = {n: source.key("insert", k, "set", n) for n in part.set}
     inner = resolve(brought, dict(part.set), path.parent, Trail(files, trail.used), spans)
-    changes = {
-        n: getattr(part, n)
-        for n in ("layers", "without", "stack", "optional")
-        if getattr(part, n) is not None
-    }
+    changes = {n: getattr(part, n) for n in CHANGES if getattr(part, n) is not None}
     alone = len(inner.insert) == 1
     inner.insert = tuple(
         i.model_copy(update={**changes, "id": part.id if alone else f"{part.id}_{i.id}"})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema
 
 from peftc.spec.deltas.base import Strict
@@ -50,3 +51,12 @@ class OneOf(Strict):
         schema.clear()
         schema.update(anyOf=[{"enum": list(cls.model_fields)}, mapping])
         return schema
+
+
+def one_of(name: str, doc: str, options: Mapping[str, type[Strict]]) -> type[OneOf]:
+    """A `OneOf` with a key for each kind of options."""
+    fields: dict[str, Any] = {
+        kind: (o | None, Field(None, description=(o.__doc__ or "").strip()))
+        for kind, o in options.items()
+    }
+    return create_model(name, __base__=OneOf, __doc__=doc, **fields)

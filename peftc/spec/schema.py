@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -10,14 +11,14 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
-    create_model,
     model_validator,
 )
 
 from peftc.spec.deltas import all_deltas
 from peftc.spec.deltas.base import DeltaOptions, Strict
+from peftc.spec.heads import Head
 from peftc.spec.layers import FORMS, PATTERN, Layers
-from peftc.spec.one_of import OneOf
+from peftc.spec.one_of import OneOf, one_of
 
 PARTS = ("q", "k", "v", "kv", "heads", "out")
 ATTENTION = tuple(f"{block}.{part}" for block in ("attn", "cross") for part in PARTS)
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 else:
     Role = Literal[ROLES]
 Number = int | float
-
-
-def one_of(name: str, doc: str, options: dict[str, type[Strict]]) -> type[OneOf]:
-    """A `OneOf` with a key for each kind of options."""
-    fields: dict[str, Any] = {
-        kind: (o | None, Field(None, description=(o.__doc__ or "").strip()))
-        for kind, o in options.items()
-    }
-    return create_model(name, __base__=OneOf, __doc__=doc, **fields)
 
 
 class Gate(Strict):
@@ -137,6 +129,17 @@ LayersField = Annotated[
 AtField = Annotated[list[Role | ModuleGlob], BeforeValidator(as_list), Field(min_length=1)]
 
 
+Share = Literal["per_task", "all_tasks"]
+SHARE = "per_task: each task has pieces of its own. all_tasks (as if left out): one for all."
+
+
+class Variant(Strict):
+    """What is different for one task."""
+
+    delta: Delta | None = Field(None, description="Its delta: the same kind, of another size.")
+    compose: Compose | None = Field(None, description="How its delta meets h.")
+
+
 class Insertion(Strict):
     """One change: a delta at some places, composed with what is there."""
 
@@ -156,6 +159,22 @@ class Insertion(Strict):
     delta: Delta = Field(description="What is computed and trained.")
     compose: Compose | None = Field(None, description="How it meets h.")
     optional: bool = Field(False, description="Whether matching nothing is fine.")
+    share: Share | None = Field(None, description=SHARE)
+    by_task: dict[str, Variant] | None = Field(
+        None, description="With `share: per_task`: what is different for a task."
+    )
+
+    def for_task(self, name: str) -> Insertion:
+        """The insertion as one task has it: its own delta and composition, for itself alone."""
+        own = (self.by_task or {}).get(name) or Variant(delta=None, compose=None)
+        said = self.model_dump(mode="json", exclude_none=True, exclude={"share", "by_task"})
+        return Insertion.model_validate(said | own.model_dump(mode="json", exclude_none=True))
+
+    def variants(self, tasks: Iterable[str]) -> dict[str, Insertion]:
+        """The insertion as each task has it; as it is where all tasks share it."""
+        if self.share != "per_task":
+            return {"": self}
+        return {t: self.for_task(t) for t in tasks}
 
     @property
     def layered(self) -> bool:
@@ -224,6 +243,7 @@ class Use(Strict):
     without: LayersField | None = Field(None, description=f"Layers that are left out: {FORMS}")
     stack: Literal["any", "encoder", "decoder"] | None = Field(None, description="Which stack.")
     optional: bool | None = Field(None, description="Whether matching nothing is fine.")
+    share: Share | None = Field(None, description=SHARE)
 
 
 class Unfreeze(Strict):
@@ -263,6 +283,15 @@ class Export(Strict):
     )
 
 
+class Task(Strict):
+    """One task of several that a graph serves."""
+
+    head: Head = Field(description="What is computed from the model's last states.")
+    set: dict[str, Number | str | bool] = Field(
+        default_factory=dict, description="Variables, for its own pieces (`share: per_task`)."
+    )
+
+
 class Written(Strict):
     """A spec as it is written."""
 
@@ -274,6 +303,9 @@ class Written(Strict):
     )
     insert: list[Insertion | Use] = Field(
         default_factory=list, description="The changes, in order."
+    )
+    tasks: dict[str, Task] = Field(
+        default_factory=dict, description="The tasks of one graph by name, a head for each."
     )
     unfreeze: list[Unfreeze] = Field(default_factory=list, description="What else is trained.")
     expect: Expect | None = Field(None, description="Counts that must hold.")

@@ -228,6 +228,17 @@ def _(here: Here):
     here.check(HEAD + "about: " + "x" * (1 << 20) + "\n")
 
 
+@case("E013", "pieces of each task's own, and no tasks")
+def _(here: Here):
+    here.check(ONE + "    share: per_task\n")
+
+
+@case("E013", "a variable of a task, at a piece that all share")
+def _(here: Here):
+    tasks = "tasks:\n  qa: {head: question_answering, set: {dim: 4}}\n"
+    here.check(HEAD + tasks + AT.removeprefix(HEAD) + "    delta: {bottleneck: {dim: $dim}}\n")
+
+
 def train(here: Here, rows: str) -> None:
     """Train ./out on rows."""
     here.artifact()

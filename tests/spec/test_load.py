@@ -148,6 +148,23 @@ steps = st.recursive(
 )  # fmt: skip
 
 
+heads = st.one_of(
+    st.just("question_answering"),
+    st.fixed_dictionaries(
+        {"token_classification": st.fixed_dictionaries(
+            {"labels": st.one_of(st.integers(2, 9), st.just(["O", "B-x"]))},
+            optional={"dropout": st.floats(0, 0.9)},
+        )}
+    ),
+    st.fixed_dictionaries(
+        {"sequence_classification": st.fixed_dictionaries(
+            {"labels": st.integers(2, 9)},
+            optional={"pool": st.sampled_from(["auto", "first", "mean"])},
+        )}
+    ),
+)  # fmt: skip
+
+
 @st.composite
 def valid_specs(draw):
     insertions = []
@@ -172,6 +189,18 @@ def valid_specs(draw):
         insertions.append(entry)
     spec = {"peftc": 1, "name": draw(words), "insert": insertions}
     if draw(st.booleans()):
+        named = st.dictionaries(st.sampled_from(["ner", "topic", "qa"]), heads, min_size=1)
+        spec["tasks"] = {n: {"head": h} for n, h in draw(named).items()}
+        for entry in insertions:
+            kind = next(iter(entry["delta"]))
+            if all_deltas()[kind].by_task is not None and draw(st.booleans()):
+                entry["share"] = draw(st.sampled_from(["per_task", "all_tasks"]))
+            if kind == "prefix" and entry.get("share") == "per_task":
+                first = next(iter(spec["tasks"]))
+                entry["delta"] = {"prefix": {"tokens": "$t"}}
+                spec["vars"] = {"t": draw(widths)}
+                spec["tasks"][first]["set"] = {"t": spec["vars"]["t"] + 1}
+    if draw(st.booleans()):
         merging = [i["id"] for i in insertions if set(i["delta"]) & {"low_rank", "dora", "vector"}]
         spec["export"] = {"fold": draw(st.sampled_from(["auto", "none", merging, ["reparam"]]))}
     return spec
@@ -187,9 +216,15 @@ def test_valid_specs_are_accepted_and_round_trip(data):
 @settings(max_examples=2500, deadline=None)
 @given(valid_specs(), st.data())
 def test_mutated_specs_are_accepted_whole_or_refused_with_a_place(data, draw):
-    target = draw.draw(st.sampled_from(["top", "entry", "delta"]))
-    place = {"top": data, "entry": data["insert"][0], "delta": data["insert"][0]["delta"]}[target]
-    key = draw.draw(st.one_of(words, st.sampled_from(sorted(place))))
+    target = draw.draw(st.sampled_from(["top", "entry", "delta", "tasks"]))
+    place = {
+        "top": data,
+        "entry": data["insert"][0],
+        "delta": data["insert"][0]["delta"],
+        "tasks": data.setdefault("tasks", {}),
+    }[target]
+    known = st.sampled_from(sorted(place)) if place else words
+    key = draw.draw(st.one_of(words, known))
     place[key] = draw.draw(anything)
     spec, codes = loaded(data)
     assert all(c.startswith("E0") for c in codes)

@@ -12,6 +12,15 @@ ONE = HEAD + "vars: {dim: 8}\ninsert:\n  - id: a\n    at: ffn.out\n"
 DELTA = "    delta: {bottleneck: {dim: $dim}}\n"
 
 # (text, code, line, column, part of the message)
+TASK = HEAD + (
+    "vars: {t: 3}\n"
+    "tasks:\n"
+    "  ner: {head: {token_classification: {labels: 9}}, set: {t: 2}}\n"
+    "insert:\n"
+    "  - id: p\n"
+    "    at: attn.kv\n"
+)
+OWN = "    delta: {prefix: {tokens: $t}}\n    share: per_task\n"
 MISTAKES = [
     (HEAD + "nam: x\n", "E003", 3, 1, "unknown key `nam`"),
     ("name: n\n", "E005", 1, 1, "`peftc` is missing"),
@@ -117,6 +126,60 @@ MISTAKES = [
     ),
     ("peftc: 1\nname: a\x00b\n", "E001", 2, 8, "a control character, 0x00"),
     (HEAD + "insert:\n\t- id: a\n", "E001", 4, 1, "with blanks, not with tabs"),
+    (ONE + DELTA + "    share: per_task\n", "E013", 8, 5, "the spec has no tasks"),
+    (ONE + DELTA + "    by_task: {}\n    share: some\n", "E004", 9, 12, "not a valid `share`"),
+    (TASK + "    delta: {prefix: {tokens: $t}}\n", "E013", 5, 52, "which all tasks share"),
+    (TASK.replace("set: {t:", "set: {s:") + OWN, "E007", 5, 58, "`s` is no variable of"),
+    (TASK.replace("t: 2", "t: x") + OWN, "E007", 5, 58, "a number in"),
+    (TASK.replace("t: 2", "t: 0") + OWN, "E005", 9, 30, "of the task `ner`"),
+    (TASK.replace("9", "1") + OWN, "E005", 5, 47, "greater than or equal to 2, not 1"),
+    (TASK.replace("9", "[a, a]") + OWN, "E005", 5, 47, "the label `a` is given twice"),
+    (TASK.replace("9", "x") + OWN, "E005", 5, 47, "`labels` is a number or a list"),
+    (TASK.replace("labels", "lables") + OWN, "E003", 5, 39, "did you mean `labels`"),
+    (TASK.replace("head", "haed") + OWN, "E003", 5, 9, "did you mean `head`"),
+    (TASK.replace("token_c", "tokn_c") + OWN, "E003", 5, 16, "`token_classification`"),
+    (TASK.replace("ner:", "1:") + OWN, "E013", 5, 3, "`1` is no name"),
+    (TASK.replace("id: p", "id: tasks") + OWN, "E013", 7, 5, "give the insertion another id"),
+    (TASK.replace("{t: 2}", "{t: 3}") + OWN, "E013", 5, 52, "changes no piece of `ner`"),
+    (TASK + OWN + "    by_task: {nre: {}}\n", "E004", 11, 15, "did you mean `ner`"),
+    (TASK + OWN + "    by_task: {ner: {detla: {}}}\n", "E003", 11, 21, "did you mean `delta`"),
+    (
+        TASK + OWN + "    by_task: {ner: {delta: {prefix: {tokens: 4, positions: keep}}}}\n",
+        "E013",
+        7,
+        5,
+        "`positions` of `p` cannot differ from task to task",
+    ),
+    (
+        TASK + OWN + "    compose: {attend: {gate: {}}}\n",
+        "E013",
+        7,
+        5,
+        "`tokens` of `p` cannot differ from task to task",
+    ),
+    (
+        TASK + OWN.replace("per_task", "all_tasks") + "    by_task: {ner: {}}\n",
+        "E013",
+        11,
+        5,
+        "`by_task` needs `share: per_task`",
+    ),
+    (
+        TASK.replace("attn.kv", "ffn.out").replace("$t", "3").replace(", set: {t: 2}", "")
+        + "    delta: {pipe: [{act: relu}]}\n    share: per_task\n",
+        "E013",
+        10,
+        5,
+        "what can be `per_task`: bottleneck, low_rank, prefix, prompt, vector",
+    ),
+    (
+        TASK.replace("attn.kv", "embed.out").replace(", set: {t: 2}", "")
+        + "    delta: {prompt: {tokens: 3}}\n    compose: {prepend: {trim: false}}\n",
+        "E013",
+        10,
+        5,
+        "leave `trim` out",
+    ),
 ]
 
 
@@ -158,7 +221,7 @@ def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):
         "  |     ^^^^^ not a key of `insert.0`\n"
         "  = help: did you mean `delta`?\n"
         "  = help: keys allowed here: id, at, layers, without, stack, form, reads, delta, compose, "
-        "optional"
+        "optional, share, by_task"
     )
 
 

@@ -27,6 +27,7 @@ def export(
         Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
     ] = None,
     fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
+    task: Annotated[str | None, typer.Option(help="Of several tasks, only this one.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="onnx, aoti: link (into the base's files, the default) or copy."),
@@ -57,7 +58,7 @@ def export(
     from peftc.files import check_free
 
     backend(to).check_tools()
-    out = out or artifact / to
+    out = out or artifact / (f"{to}-{task}" if task else to)
     if layout != "triton":  # a repository may hold other models
         check_free(out, force=force)
     import peftc
@@ -71,7 +72,7 @@ def export(
         )
     with progress(f"exporting to {to}"):
         exported = peftc.export(
-            graph, to, out, fold=fold, opset=opset, weights=weights, layout=layout,
+            graph, to, out, fold=fold, task=task, opset=opset, weights=weights, layout=layout,
             name=name or artifact.resolve().name, force=force,
         )  # fmt: skip
     size = sum(f["bytes"] for f in exported.facts["files"].values())

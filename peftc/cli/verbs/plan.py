@@ -127,7 +127,7 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
         "",
         [("", ""), ("ID", ""), ("AT", ""), ("LAYERS", ""), ("SITES", "right"),
          ("H BECOMES", ""), ("PARAMS", "right")],
-        [*(insertion_row(p) for p in made.insertions), *unfreeze_rows(made)],
+        [*(insertion_row(p) for p in made.insertions), *head_rows(made), *unfreeze_rows(made)],
     )  # fmt: skip
     say()
     whole = made.base + made.inserted
@@ -184,10 +184,20 @@ def insertion_row(p: Any) -> tuple[str, ...]:
     from peftc.dataflow.report import spans
 
     at = ", ".join(p.counts)
+    own = ", per task" if p.insertion.share == "per_task" else ""
     return (
-        "+", p.insertion.id, at, spans(list(p.layers)), str(len(p.places)), p.insertion.formula,
-        f"{p.parameters:,}",
+        "+", p.insertion.id, at, spans(list(p.layers)), str(len(p.places)),
+        f"{p.insertion.formula}{own}", f"{p.parameters:,}",
     )  # fmt: skip
+
+
+def head_rows(made: Any) -> list[tuple[str, ...]]:
+    """The heads of tasks."""
+    return [
+        ("+", f"tasks.{h.task}", h.source, "-", "1", h.options.formula,
+         f"{h.parameters:,}")
+        for h in made.heads
+    ]  # fmt: skip
 
 
 def unfreeze_rows(made: Any) -> list[tuple[str, ...]]:

@@ -28,6 +28,8 @@ class DeltaOptions(Strict):
     form: ClassVar[str | None]  # the default form, None where form has no meaning
     formula: ClassVar[str]  # what h becomes
     merges: ClassVar[bool] = False  # whether it can be folded into a frozen weight
+    # The options that may differ from task to task; None where tasks cannot have their own.
+    by_task: ClassVar[tuple[str, ...] | None] = None
 
     def at_layer(self, layer: int | None, count: int) -> Self:
         """These options at one layer of a stack of `count`: sizes by layer become numbers.

@@ -20,6 +20,7 @@ class Bottleneck(DeltaOptions):
     composes: ClassVar[tuple[str, ...]] = ("add", "gate")
     form: ClassVar[str | None] = "sequential"
     formula: ClassVar[str] = "h + up(act(down(x)))"
+    by_task: ClassVar[tuple[str, ...] | None] = ("dim", "init")
 
     dim: Size = Field(
         description="Width of the bottleneck: a number, or {default: 64, last 4: 16}."

@@ -21,6 +21,7 @@ class LowRank(DeltaOptions):
     form: ClassVar[str | None] = "parallel"
     formula: ClassVar[str] = "h + s*B(A(x))"
     merges: ClassVar[bool] = True
+    by_task: ClassVar[tuple[str, ...] | None] = ("rank", "init")
 
     rank: Size = Field(description="Rank of the update: a number, or {default: 8, last 4: 4}.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what A reads.")

@@ -41,6 +41,7 @@ class Prefix(DeltaOptions):
     composes: ClassVar[tuple[str, ...]] = ("attend",)
     form: ClassVar[str | None] = None
     formula: ClassVar[str] = "attn(q, [P_k;k], [P_v;v])"
+    by_task: ClassVar[tuple[str, ...] | None] = ("tokens", "reparam", "init")
 
     tokens: int = Field(gt=0, description="How many keys and values stand in front.")
     reparam: Reparam | None = Field(None, description="An MLP that makes them while training.")

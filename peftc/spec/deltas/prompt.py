@@ -53,6 +53,7 @@ class Prompt(DeltaOptions):
     composes: ClassVar[tuple[str, ...]] = ("prepend",)
     form: ClassVar[str | None] = None
     formula: ClassVar[str] = "[P; h]"
+    by_task: ClassVar[tuple[str, ...] | None] = ("init", "encoder", "reparam")
 
     tokens: int = Field(gt=0, description="How many rows stand in front.")
     init: PromptInit = Field(

@@ -20,6 +20,7 @@ class Vector(DeltaOptions):
     form: ClassVar[str | None] = None
     formula: ClassVar[str] = "h * l"
     merges: ClassVar[bool] = True
+    by_task: ClassVar[tuple[str, ...] | None] = ("init",)
 
     init: Literal["ones", "zeros"] | None = Field(
         None, description="Where it starts; ones for multiply and zeros for add if left out."
