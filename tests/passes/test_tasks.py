@@ -164,9 +164,11 @@ def last_real(states, mask):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prefixes_of_different_lengths_equal_peft_s_with_the_same_weights(kind):
+@pytest.mark.parametrize("shared", [0, 3])
+def test_prefixes_of_different_lengths_equal_peft_s_with_the_same_weights(kind, shared):
     """PEFT's prefix tuning on the plain model, once for each task; heads by hand."""
-    graph = applied(PREFIX, kind)
+    common = {**prefix(shared), "id": "s", "share": "all_tasks"}
+    graph = applied({**PREFIX, "insert": [*PREFIX["insert"], common][: 1 + bool(shared)]}, kind)
     model = zoo.model(kind)
     for batch, length in SHAPES:
         inputs, ids = mixed(kind, batch, length)
@@ -175,13 +177,19 @@ def test_prefixes_of_different_lengths_equal_peft_s_with_the_same_weights(kind):
             got = graph(**inputs, task_ids=ids)
         for k, (task, tokens) in enumerate({"ner": 2, "topic": 4, "qa": 7}.items()):
             config = PrefixTuningConfig(
-                task_type="FEATURE_EXTRACTION", num_virtual_tokens=tokens, inference_mode=False
-            )
+                task_type="FEATURE_EXTRACTION", num_virtual_tokens=shared + tokens,
+                inference_mode=False,
+            )  # fmt: skip
             theirs = get_peft_model(copy.deepcopy(model), config).eval()
-            layers = [p.of(task) for _, p in reference.placed(graph, "p")]
-            parts = [t.transpose(0, 1).flatten(1) for p in layers for t in (p.key, p.value)]
+            layers = [[p.of(task)] for _, p in reference.placed(graph, "p")]
+            if shared:
+                common = [p for _, p in reference.placed(graph, "s")]
+                layers = [[*layer, p] for layer, p in zip(layers, common, strict=True)]
+            pairs = [[torch.cat([getattr(p, n) for p in layer], 1) for n in ("key", "value")]
+                     for layer in layers]  # fmt: skip
+            parts = [t.transpose(0, 1).flatten(1) for pair in pairs for t in pair]
             table = theirs.prompt_encoder["default"].embedding.weight
-            assert table.shape == (tokens, sum(p.shape[1] for p in parts))
+            assert table.shape == (shared + tokens, sum(p.shape[1] for p in parts))
             table.data.copy_(torch.cat(parts, 1))
             with torch.no_grad():
                 base = theirs(**inputs)
