@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers.utils.generic import ModelOutput
 
-from peftc.capture.loss import LABELS, loss_of
+from peftc.capture.loss import IGNORED, LABELS, loss_of
 from peftc.diagnostics import error
 
 TASK_IDS = "task_ids"  # the input that says which task each row belongs to
@@ -96,8 +96,11 @@ def mixed_loss(
         mine = (rows == index).nonzero().squeeze(1)
         if not own or not len(mine):
             continue
+        own = {n: v[mine] for n, v in own.items()}
+        if "labels" in own and not (own["labels"] != IGNORED).any():
+            continue
         output = unpacked(program, task, [t[mine] for t in flat])
         one = program.signature.for_task(task)
-        loss = loss_of(output, {n: v[mine] for n, v in own.items()}, one)
+        loss = loss_of(output, own, one)
         total = total + loss * (len(mine) / len(rows))
     return total

@@ -1,18 +1,14 @@
-"""JSON lines -> batches: one row a line, checked, tokenised as the task needs it."""
+"""JSON lines -> examples: one row a line, checked, tokenised as the task needs it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from peftc.capture.loss import IGNORED
 from peftc.capture.program import Program
 from peftc.diagnostics import Diagnostic, PeftcError, Span, error
 
@@ -20,6 +16,7 @@ from peftc.diagnostics import Diagnostic, PeftcError, Span, error
 KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ForSequenceClassification": (("text", "label"), ("text_pair",)),
     "ForTokenClassification": (("tokens", "tags"), ()),
+    "ForQuestionAnswering": (("question", "context", "answers"), ("id", "title")),
     "ForCausalLM": (("text",), ()),
     "ForMaskedLM": (("text",), ()),
     "sequence to sequence": (("source", "target"), ()),
@@ -28,7 +25,10 @@ SHOWN = 10  # bad rows named at once
 
 
 class Rows(Dataset):
-    """Tokenised examples, each a dict of lists."""
+    """Tokenised examples, each a dict of lists; under `task` the name of the task it is of.
+
+    Of several tasks, batches are mixed.
+    """
 
     def __init__(self, examples: list[dict[str, Any]]) -> None:
         self.examples = examples
@@ -39,6 +39,10 @@ class Rows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[index]
 
+    def of(self, task: str | None) -> Rows:
+        """The rows of one task."""
+        return Rows([e for e in self.examples if e.get("task") == task])
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,15 +50,17 @@ class Task:
 
     kind: str
     labels: dict[str, int]  # empty where the labels are tokens
+    name: str | None = None  # of several
 
     @classmethod
-    def of(cls, graph: Program) -> Task:
-        """The task that the graph's head is for.
+    def of(cls, graph: Program, name: str | None = None) -> Task:
+        """The task that the graph's head is for, or the one of that name.
 
         Raises:
-            PeftcError: E106 where the graph has no head that can be trained from rows.
+            PeftcError: E106 where the graph has no head that can be trained from rows, no such
+                task, or several and none is named.
         """
-        signature = graph.signature
+        signature = graph.signature.for_task(name)
         kind = signature.loss or ""
         if signature.input("decoder_input_ids") is not None:
             kind = "sequence to sequence"
@@ -67,16 +73,27 @@ class Task:
         labels = {}
         if kind in ("ForSequenceClassification", "ForTokenClassification"):
             labels = {str(n): int(k) for k, n in signature.config.id2label.items()}
-        return cls(kind, labels)
+        return cls(kind, labels, name)
 
 
-def read_rows(path: str | Path, graph: Program, tokenizer: Any, *, length: int = 128) -> Rows:
-    """Read and tokenise a JSON lines file for the graph's task; texts are cut at `length` tokens.
+def read_rows(
+    path: str | Path,
+    graph: Program,
+    tokenizer: Any,
+    *,
+    length: int = 128,
+    task: str | None = None,
+) -> Rows:
+    """Read and tokenise a JSON lines file for the graph's task, or for one of several.
+
+    Texts are cut at `length` tokens; the contexts of questions come in windows of that length.
 
     Raises:
         PeftcError: E081 for a file that cannot be read, E082 for wrong rows, all at once.
     """
-    task = Task.of(graph)
+    from peftc.train.encode import ENCODERS
+
+    kind = Task.of(graph, task)
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -85,22 +102,27 @@ def read_rows(path: str | Path, graph: Program, tokenizer: Any, *, length: int =
     bad: list[Diagnostic] = []
     rows = []
     for number, line in enumerate(lines, 1):
-        if line.strip() and (row := checked(line, number, path, task, bad)) is not None:
+        if line.strip() and (row := checked(line, number, path, kind, bad)) is not None:
             rows.append(row)
     if bad:
         more = len(bad) - SHOWN
         tail = [Diagnostic("E082", f"{more} more rows of {path} are wrong")] if more > 0 else []
         raise PeftcError(bad[:SHOWN] + tail)
     if not rows:
-        raise error("E082", f"{path} has no rows", help=(f"a row is {shape_of(task)}",))
-    encode = ENCODERS[task.kind]
-    return Rows([encode(row, task, tokenizer, length) for row in rows])
+        raise error("E082", f"{path} has no rows", help=(f"a row is {shape_of(kind)}",))
+    made = []
+    for number, row in enumerate(rows):
+        found = ENCODERS[kind.kind](row, kind, tokenizer, length)
+        for example in found if isinstance(found, list) else [found]:
+            made.append({**example, "task": task, "row": number})
+    return Rows(made)
 
 
 def shape_of(task: Task) -> str:
     """A row of the task, as an example."""
     needed, _ = KEYS[task.kind]
-    samples = {"label": next(iter(task.labels), ""), "tokens": ["..."], "tags": ["..."]}
+    samples = {"label": next(iter(task.labels), ""), "tokens": ["..."], "tags": ["..."],
+               "answers": {"text": ["..."], "answer_start": [0]}}  # fmt: skip
     return json.dumps({k: samples.get(k, "...") for k in needed})
 
 
@@ -134,11 +156,14 @@ def checked(
             if not isinstance(row[key], list):
                 wrong(f"`{key}` is a list")
                 return None
-        elif key != "label" and key in row and not isinstance(row[key], str):
+        elif key not in ("label", "answers") and not isinstance(row.get(key, ""), str):
             wrong(f"`{key}` is text")
             return None
     if "tokens" in row and len(row["tokens"]) != len(row["tags"]):
         wrong(f"{len(row['tokens'])} tokens, but {len(row['tags'])} tags")
+        return None
+    if "answers" in row and (text := wrong_answers(row["answers"], row["context"])):
+        wrong(text, "answers: {text: [...], answer_start: [...]}, both empty where there is none")
         return None
     names = row["tags"] if "tags" in row else [row["label"]] if "label" in row else []
     for name in names:
@@ -148,6 +173,20 @@ def checked(
     return row
 
 
+def wrong_answers(answers: Any, context: str) -> str | None:
+    """What is wrong with the answers of a question, in SQuAD's form."""
+    if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
+        return "`answers` has `text` and `answer_start`"
+    texts, starts = answers["text"], answers["answer_start"]
+    lists = isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
+    if not lists or not all(isinstance(t, str) and t for t in texts):
+        return "`text` and `answer_start` are lists of one length, of texts and of numbers"
+    for text, start in zip(texts, starts, strict=True):
+        if type(start) is not int or start < 0 or context[start : start + len(text)] != text:
+            return f"the context has no `{text[:40]}` at {start}"
+    return None
+
+
 def label_number(name: Any, task: Task) -> int | None:
     """A label's number, from its name or the number itself; None for no label."""
     if isinstance(name, bool):
@@ -155,66 +194,3 @@ def label_number(name: Any, task: Task) -> int | None:
     if isinstance(name, int):
         return name if name in task.labels.values() else None
     return task.labels.get(str(name))
-
-
-def encode_sequence(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
-    """A text, or a pair, and its label."""
-    pair = [row["text_pair"]] if "text_pair" in row else []
-    found = dict(tokenizer(row["text"], *pair, truncation=True, max_length=length))
-    return {**found, "labels": label_number(row["label"], task)}
-
-
-def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
-    """Words with tags: a word's first piece has its tag, the others do not count."""
-    found = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=length)
-    labels, last = [], None
-    for word in found.word_ids():
-        fresh = word is not None and word != last
-        labels.append(label_number(row["tags"][word], task) if fresh else IGNORED)
-        last = word
-    return {**dict(found), "labels": labels}
-
-
-def encode_text(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
-    """A text whose labels are its own tokens; the loss shifts them."""
-    found = dict(tokenizer(row["text"], truncation=True, max_length=length))
-    return {**found, "labels": list(found["input_ids"])}
-
-
-def encode_pair(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
-    """A source, and the target's tokens as labels."""
-    found = dict(tokenizer(row["source"], truncation=True, max_length=length))
-    target = tokenizer(text_target=row["target"], truncation=True, max_length=length)
-    return {**found, "labels": list(target["input_ids"])}
-
-
-ENCODERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "ForSequenceClassification": encode_sequence,
-    "ForTokenClassification": encode_tokens,
-    "ForCausalLM": encode_text,
-    "ForMaskedLM": encode_text,
-    "sequence to sequence": encode_pair,
-}
-
-
-class Collator:
-    """Examples of different lengths -> one batch, padded at the end; padding has no label."""
-
-    def __init__(self, graph: Program, pad: int) -> None:
-        self.names = {i.name for i in graph.signature.inputs}
-        self.pad = pad
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad and stack every input that the graph takes."""
-        batch: dict[str, Tensor] = {}
-        for name in examples[0]:
-            if name not in self.names and name != "labels":
-                continue
-            values = [e[name] for e in examples]
-            if not isinstance(values[0], list):
-                batch[name] = torch.tensor(values)
-                continue
-            fill = {"input_ids": self.pad, "labels": IGNORED}.get(name, 0)
-            longest = max(map(len, values))
-            batch[name] = torch.tensor([v + [fill] * (longest - len(v)) for v in values])
-        return batch

@@ -14,11 +14,12 @@ import torch
 
 from peftc.api import trainable
 from peftc.artifact import weight_hashes
-from peftc.capture.loss import IGNORED
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
-from peftc.train.data import Collator, Rows
+from peftc.train.collate import Collator
+from peftc.train.data import Rows
+from peftc.train.evaluate import evaluate, leading
 from peftc.train.interrupt import interruptible
 
 
@@ -185,11 +186,6 @@ def arguments(
     )
 
 
-def leading(metrics: dict[str, float]) -> str:
-    """The metric that says which evaluation is best: the first that is not the loss."""
-    return next((n for n in metrics if n != "loss"), "loss")
-
-
 def last_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint of a run: the Trainer writes its state last.
 
@@ -235,26 +231,3 @@ class Meter:
     def rate(self) -> float:
         """Tokens a second."""
         return self.tokens / max(1e-9, time.perf_counter() - self.start) if self.start else 0.0
-
-
-def evaluate(graph: Program, rows: Rows, *, pad: int, batch: int = 64) -> dict[str, float]:
-    """Mean loss over batches, and accuracy over the labels that count."""
-    collate = Collator(graph, pad)
-    device = next(graph.parameters()).device
-    right = counted = 0
-    losses: list[float] = []
-    graph.eval()
-    shift = graph.signature.loss == "ForCausalLM" and not graph.signature.input("decoder_input_ids")
-    for start in range(0, len(rows), batch):
-        given = collate([rows[k] for k in range(start, min(start + batch, len(rows)))])
-        given = {n: t.to(device) for n, t in given.items()}
-        with torch.no_grad():
-            output = graph(**given)
-        losses.append(output["loss"].item())
-        labels, found = given["labels"], output["logits"].argmax(-1)
-        if shift:
-            labels, found = labels[:, 1:], found[:, :-1]
-        counts = labels != IGNORED
-        right += int(((found == labels) & counts).sum())
-        counted += int(counts.sum())
-    return {"loss": sum(losses) / len(losses), "accuracy": right / max(counted, 1)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,15 @@ def next_run(artifact: Path, name: str | None) -> Path:
     return home / f"{max(numbers, default=0) + 1:03d}"
 
 
-def start_run(run: Path, artifact: Path, files: Mapping[str, Any], settings: Any) -> None:
+def start_run(
+    run: Path,
+    artifact: Path,
+    files: Mapping[str, Sequence[tuple[str | None, Path]]],
+    settings: Any,
+) -> None:
     """Make a run's folder, with all that `--resume` needs.
 
-    `files` are the files of rows by what they are for.
+    `files` are the files of rows by what they are for, each with the task that its rows are of.
 
     Raises:
         PeftcError: E503 where it cannot be written.
@@ -48,7 +53,7 @@ def start_run(run: Path, artifact: Path, files: Mapping[str, Any], settings: Any
         "format_version": FORMAT,
         "finished": False,
         "artifact": os.path.relpath(artifact.resolve(), run.resolve()),
-        "files": {k: [described(p) for p in paths] for k, paths in files.items()},
+        "files": {k: [{"task": t, **described(p)} for t, p in v] for k, v in files.items()},
         "settings": settings,
     }
     write_text(run / RUN, json.dumps(facts, indent=1) + "\n")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from peftc.diagnostics import PeftcError
 from peftc.train import read_rows
-from peftc.train.data import Collator
+from peftc.train.collate import Collator
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,19 @@ EXAMPLES = (
 
 def train(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder, or one of its runs.")],
-    data: Annotated[Path | None, typer.Option(help="Rows to train on, JSON lines.")] = None,
-    eval: Annotated[Path | None, typer.Option(help="Rows to evaluate on.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TASK=]FILE",
+            help="Rows to train on, JSON lines; of several tasks one file each.",
+        ),
+    ] = None,
+    eval: Annotated[
+        list[str] | None, typer.Option(metavar="[TASK=]FILE", help="Rows to evaluate on.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of several tasks the one trained.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes; 3 by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows in a batch; 16.")] = None,
@@ -46,7 +57,8 @@ def train(
     """Train what the spec trains, and write the result into the artifact's runs/.
 
     Ctrl-C finishes the step, saves, and says how to go on. A finished run is an artifact too: give
-    its folder to train on from its tensors, with a new optimiser.
+    its folder to train on from its tensors, with a new optimiser. Of several tasks, give each a
+    file, --data ner=ner.jsonl --data topic=topic.jsonl: batches are mixed.
     """
     from peftc.train.settings import Settings, settled
 
@@ -60,7 +72,7 @@ def train(
     from peftc.train.run import next_run, unfinished
 
     if resume:
-        if given or data or eval or name:
+        if given or data or eval or task or name:
             raise error(
                 "E008",
                 "--resume goes on with the rows and settings that the run began with",
@@ -69,15 +81,17 @@ def train(
         run, facts = unfinished(artifact)
         start = (run / facts["artifact"]).resolve()
         settings = Settings(**facts["settings"])
-        files = {k: [Path(f["path"]) for f in v] for k, v in facts["files"].items()}
+        files = {
+            k: [(f.get("task"), Path(f["path"])) for f in v] for k, v in facts["files"].items()
+        }
     else:
-        if data is None:
+        if not data:
             raise error("E008", "no rows are given", help=(f"peftc train {artifact} --data FILE",))
-        for path in (data, eval):
-            if path is not None and not path.is_file():
-                raise error("E081", f"{path}: no such file")
+        files = {
+            k: [file_of(text, task) for text in texts or []]
+            for k, texts in (("train", data), ("eval", eval))
+        }
         run, start = next_run(artifact, name), artifact
-        files = {"train": [data], "eval": [eval] if eval else []}
     read_lock(start)  # a wrong folder is refused before torch is imported
     facts = job(run, start, files, settings, model, device, resume=resume, silent=json)
     if json:
@@ -88,10 +102,26 @@ def train(
         raise typer.Exit(130)
 
 
+def file_of(text: str, task: str | None) -> tuple[str | None, Path]:
+    """TASK=FILE, or a FILE of the task that --task names: the task and the path.
+
+    Raises:
+        PeftcError: E008 for two tasks, E081 for no file.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals or Path(text).is_file():
+        name, rest = task or "", text
+    if task is not None and name != task:
+        raise error("E008", f"`{text}` is not of the task `{task}`", help=("leave --task out",))
+    if not Path(rest).is_file():
+        raise error("E081", f"{rest}: no such file")
+    return name or None, Path(rest)
+
+
 def job(
     run: Path,
     start: Path,
-    files: dict[str, list[Path]],
+    files: dict[str, list[tuple[str | None, Path]]],
     settings: Any,
     model: str | None,
     device: str,
@@ -104,7 +134,7 @@ def job(
     from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.verbs.verify import load_quietly
-    from peftc.train import evaluate, read_rows
+    from peftc.train import Rows, evaluate, read_rows
     from peftc.train import train as train_graph
     from peftc.train.run import end_run, note_event, start_run
 
@@ -112,10 +142,16 @@ def job(
         graph = load_quietly(start, model, device)
         tokenizer = load_tokenizer(model or graph.meta[APPLIED].reference)
     found = {
-        k: read_rows(path, graph, tokenizer, length=settings.length)
-        for k, paths in files.items()
-        for path in paths
-    }
+        k: Rows([
+            row
+            for task, path in some
+            for row in read_rows(
+                path, graph, tokenizer, length=settings.length, task=task
+            ).examples
+        ])
+        for k, some in files.items()
+        if some
+    }  # fmt: skip
     rows, held_out = found["train"], found.get("eval")
     pad = tokenizer.pad_token_id or 0
     before = evaluate(graph, held_out, pad=pad) if held_out else None
