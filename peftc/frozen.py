@@ -20,8 +20,11 @@ def frozen_difference(before: Program, after: Program, plan: Mapping[str, Any]) 
     """The largest |before - after| where every delta of `after` is 0 and every factor is 1.
 
     `plan` is the plan as data. Both run on the same inputs, one row padded. None where an
-    insertion has no zero: a prefix or a prompt changes the outputs by being there.
+    insertion has no zero: a prefix or a prompt changes the outputs by being there, and the heads
+    of tasks are other outputs.
     """
+    if after.signature.tasks:
+        return None
     kinds = {i["id"]: i["compose"] for i in plan["insertions"]}
     graph = after.clone(pieces=True).eval()
     called = {n.target: n.target.split(".")[1] for n in graph.graph.nodes

@@ -182,7 +182,7 @@ def check(graph: Any, applied: Any, steps: Steps) -> None:
         found = frozen_difference(applied.base, graph, applied.plan)
         facts["difference"] = found
         facts["what"] = (
-            "a prefix or prompt is seen from its first step: not compared"
+            "a prefix, prompt or task head is seen from its first step: not compared"
             if found is None
             else f"frozen path unchanged: max |diff| {found} with insertions zeroed"
         )
