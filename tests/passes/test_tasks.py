@@ -1,5 +1,8 @@
 """Many tasks in one graph: every row equal to its task alone, and to references without peftc."""
 
+# Specs are plain dicts, and what a graph gives and holds has names that no type knows.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import copy
