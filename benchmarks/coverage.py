@@ -36,16 +36,15 @@ LIMIT = 900  # seconds a type
 CODE = ("capture", "dataflow", "passes", "pieces", "planner.py", "pipeline.py")
 STATIC = 17  # tokens, where the length cannot be free
 SHAPES = ((2, 17), (4, 9))
-# What a difference or a lack comes from, where a row does not say.
+# What is known of a difference where a row does not say.
 KNOWN: dict[tuple[str, str], str] = {
-    ("hrm_text", "causal-lm"): "bottleneck: what one whole stack gives is a branch of the other's "
-    "stream, which no hook stands at",
     (
-        "xlnet",
+        "hrm_text",
         "causal-lm",
-    ): "an einsum of the model is a matmul in the graph, equal but for rounding",
-    ("zaya", "causal-lm"): "low_rank, vector: queries and keys are mixed behind their projections, "
-    "one of which runs twice a layer",
+    ): "bottleneck: not explained; the model runs two stacks in turn, again and again",
+    ("inkling_text", "causal-lm"): "prompt: not explained",
+    ("zaya", "causal-lm"): "low_rank, vector: the model mixes queries and keys behind their "
+    "projections; its sites there are not to be relied on",
 }
 METHODS = ("bottleneck", "low_rank", "vector", "prefix", "prompt")
 SPECS: dict[str, list[dict[str, Any]]] = {
