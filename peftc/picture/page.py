@@ -55,7 +55,7 @@ def page(plan: Plan, model: str) -> str:
         f"{plan.inserted:,} inserted, {plan.trainable:,} trained ({share:.2f} %). {plan.spec.about}"
     )
     cards = "".join(card(plan, p) for p in plan.insertions)
-    cards += "".join(head_card(h) for h in getattr(plan, "heads", ()))
+    cards += "".join(head_card(h) for h in plan.heads)
     cards += trained(plan) + places(plan.sites)
     return filled(f"{plan.spec.name} on {model}", about, picture(plan), KEY, cards)
 
