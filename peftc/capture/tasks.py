@@ -77,8 +77,8 @@ def unpacked(program: Any, task: str, flat: Any) -> Any:
 
 
 def output_name(name: str, task: str, signature: Any) -> str:
-    """What a graph calls an output of a task: as it is, or with the task's name behind it."""
-    return name if len(signature.tasks) == 1 else f"{name}_{task}"
+    """What a graph calls an output: as it is, or of several tasks with the task's name behind it."""
+    return name if len(signature.tasks) < 2 else f"{name}_{task}"
 
 
 def labels_of(inputs: dict[str, Any], task: str) -> dict[str, Tensor]:
