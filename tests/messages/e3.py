@@ -106,7 +106,7 @@ def _(here: Here):
     from peftc.train.run import start_run, unfinished
 
     rows = here.write('{"text": "a", "label": "LABEL_0"}\n', "rows.jsonl")
-    start_run(Path("out/runs/001"), Path("out"), {"data": [rows]}, {})
+    start_run(Path("out/runs/001"), Path("out"), {"data": [(None, rows)]}, {})
     here.write("", "rows.jsonl")
     unfinished(Path("out"))
 
