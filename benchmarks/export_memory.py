@@ -18,7 +18,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ class Row:
     base: int
     weights: str
     peak: int
-    seconds: float
     own: int
     loaded: int | None
     ran: int | None
@@ -124,15 +122,14 @@ def make_artifact(base: Path, folder: Path) -> None:
     peftc.save(graph, folder)
 
 
-def exported(artifact: Path, out: Path, *options: str) -> tuple[int, float]:
-    """(peak bytes, seconds) of `peftc export`."""
+def exported(artifact: Path, out: Path, *options: str) -> int:
+    """The peak of `peftc export`, in bytes."""
     command = [sys.executable, "-m", "peftc.cli.main", "export", str(artifact), "--to", "onnx"]
-    start = time.perf_counter()
     process = subprocess.Popen([*command, "-o", str(out), *options])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"export ended with {status}")
-    return usage.ru_maxrss * 1024, time.perf_counter() - start
+    return usage.ru_maxrss * 1024
 
 
 def served(out: Path) -> tuple[int, int]:
@@ -156,12 +153,12 @@ def measure(home: Path, size: str, dtype: torch.dtype, *, sparse: bool) -> list[
         ("link, merged", ["--weights", "link"]),
     ):
         out = home / "out"
-        peak, seconds = exported(home / "artifact", out, *options)
+        peak = exported(home / "artifact", out, *options)
         own = sum(p.stat().st_size for p in out.iterdir() if p.stat().st_nlink == 1)
         # ONNX Runtime's CPU kernels have no bfloat16; a sparse file would fill memory with zeros.
         memory = served(out) if kind == "float32" and not sparse else (None, None)
         total = (base / "model.safetensors").stat().st_size
-        rows.append(Row(name, kind, total, weights, peak, seconds, own, *memory))
+        rows.append(Row(name, kind, total, weights, peak, own, *memory))
         print(rows[-1], flush=True)
         shutil.rmtree(out)
     for folder in (base, home / "artifact"):
@@ -194,13 +191,13 @@ def table(rows: list[Row]) -> str:
         "whole command, imports included. The files written are all but the linked base. A server",
         "pays what `peftc.runtime.Session` adds to its private memory.",
         "",
-        "| model | base file | weights | peak | seconds | written | server, loaded | after a run |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
+        "| model | base file | weights | peak | written | server, loaded | after a run |",
+        "|---|---:|---|---:|---:|---:|---:|",
     ]
     for r in rows:
         lines.append(
             f"| {r.name}, {r.dtype} | {r.base / 1e9:.2f} GB | {r.weights} | {mb(r.peak)} "
-            f"| {r.seconds:.0f} | {mb(r.own)} | {mb(r.loaded)} | {mb(r.ran)} |"
+            f"| {mb(r.own)} | {mb(r.loaded)} | {mb(r.ran)} |"
         )
     return "\n".join(lines) + "\n"
 
