@@ -77,7 +77,7 @@ def unpacked(program: Any, task: str, flat: Any) -> Any:
 
 
 def output_name(name: str, task: str, signature: Any) -> str:
-    """What a graph calls an output: as it is, or of several tasks with the task's name behind it."""
+    """What a graph calls an output: as it is, or with the name of its task, one of several."""
     return name if len(signature.tasks) < 2 else f"{name}_{task}"
 
 
