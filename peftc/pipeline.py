@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from peftc.build import build_gates, build_pieces, queries_of
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Sites
@@ -31,7 +32,7 @@ from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
 from peftc.pieces.bank import ShiftedRows
-from peftc.planner import Plan, Planned, build_gates, build_pieces, queries_of
+from peftc.planner import Plan, Planned
 
 # What passes note on nodes for one another, and nothing after them reads.
 MARKS = ("replaced_by", "replaced_for", "parallel", "lengthens", "stale")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 
+from peftc.build import build_gates, count_parameters, options_at, reading_width
 from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError, Span
@@ -25,9 +25,6 @@ from peftc.misfit import (
     rank_too_large,
 )
 from peftc.pieces import piece_class
-from peftc.pieces.bank import Bank
-from peftc.pieces.gate import Gate, Valve
-from peftc.pieces.prefix import Prefix, Reparameterization, prefix_at
 from peftc.spec import Insertion, Spec
 from peftc.task_plan import PlannedHead, check_rows, plan_heads
 
@@ -341,142 +338,6 @@ def check_expectations(
 def parameter_sizes(sites: Sites) -> dict[str, int]:
     """Numbers of elements of the captured model's parameters, by name."""
     return {n: p.numel() for n, p in sites.program.named_parameters()}
-
-
-def count_parameters(
-    insertion: Insertion,
-    places: Sequence[Site | Attention],
-    sites: Sites,
-    tasks: Collection[str] = (),
-) -> int:
-    """Parameters that the insertion adds, from its pieces built without memory."""
-    with torch.device("meta"):
-        made = build_pieces(insertion, places, sites, tasks)
-        made += build_gates(insertion, places, sites, tasks)
-    return sum(p.numel() for m in made for p in m.parameters())
-
-
-def build_gates(
-    insertion: Insertion,
-    places: Sequence[Site | Attention],
-    sites: Sites,
-    tasks: Collection[str] = (),
-) -> list[nn.Module]:
-    """Fresh gates of one insertion, one a place; none where it has no gate.
-
-    Where each task has its own, a gate is a bank of theirs.
-    """
-    if insertion.gate is None:
-        return []
-    own = insertion.variants(tasks)
-    made = {task: own_gates(i, places, sites) for task, i in own.items()}
-    if "" in made:
-        return made[""]
-    return [Bank({t: made[t][k] for t in made}) for k in range(len(places))]
-
-
-def own_gates(
-    insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
-) -> list[nn.Module]:
-    """Fresh gates of one insertion for one task, or for all."""
-    options = insertion.gate
-    kind = Gate if insertion.composition.kind == "gate" else Valve
-    made: list[nn.Module] = []
-    for place in places:
-        if isinstance(place, Attention):
-            made.append(kind(options.init, in_width=queries_of(place, sites).in_width))
-            continue
-        width = place.width if options.per == "channel" else None
-        read = {"none": None, "x": place.in_width or place.width}.get(options.reads, place.width)
-        made.append(kind(options.init, width, read))
-    return made
-
-
-def queries_of(attention: Attention, sites: Sites) -> Site:
-    """The site of an attention's queries.
-
-    Raises:
-        LookupError: where they come from no projection.
-    """
-    role = attention.role.replace(".kv", ".q")
-    place = (role, attention.layer, attention.stack)
-    for site in sites.sites:
-        if (site.role, site.layer, site.stack) == place and site.x is not None:
-            return site
-    raise LookupError(f"{attention.module} has no projection of queries")
-
-
-def build_pieces(
-    insertion: Insertion,
-    places: Sequence[Site | Attention],
-    sites: Sites,
-    tasks: Collection[str] = (),
-) -> list[nn.Module]:
-    """Fresh pieces of one insertion, one a place, and a reparameterisation at the end if any.
-
-    Where each task has its own, a piece is a bank of theirs.
-    """
-    if insertion.share != "per_task" or not tasks:
-        return own_pieces(insertion, places, sites)
-    own = insertion.variants(tasks)
-    made = {t: own_pieces(i, places, sites) for t, i in own.items()}
-    scales = [float(getattr(i.composition.options, "scale", 1)) for i in own.values()]
-    apart = scales if len(set(scales)) > 1 else None
-    count = len(next(iter(made.values())))
-    return [Bank({t: made[t][k] for t in made}, apart) for k in range(count)]
-
-
-def own_pieces(
-    insertion: Insertion, places: Sequence[Site | Attention], sites: Sites
-) -> list[nn.Module]:
-    """Fresh pieces of one insertion for one task, or for all."""
-    options = insertion.delta.options
-    if insertion.delta.kind == "prefix":
-        attentions = [p for p in places if isinstance(p, Attention)]
-        pieces: list[nn.Module] = [prefix_at(options, a) for a in attentions]
-        if options.reparam is not None:
-            pieces.append(reparameterization(options, attentions, sites))
-        return pieces
-    kind = piece_class(insertion.delta.kind)
-    return [
-        kind.at(options_at(insertion, p, sites), reading_width(insertion, p), p.width)  # type: ignore[union-attr]
-        for p in places
-    ]
-
-
-def options_at(insertion: Insertion, place: Site | Attention, sites: Sites) -> Any:
-    """The delta's options at one place, sizes by layer resolved.
-
-    Raises:
-        ValueError: where a size is not said for the place's layer, or twice.
-    """
-    return insertion.delta.options.at_layer(place.layer, sites.layers.get(place.stack, 0))
-
-
-def reading_width(insertion: Insertion, site: Any) -> int:
-    """The width of what the insertion's piece reads at a site."""
-    if insertion.reads != "x":
-        return site.width
-    if site.lookup is not None and piece_class(insertion.delta.kind).looks_up:
-        return site.lookup.rows
-    return site.in_width or site.width
-
-
-def reparameterization(
-    options: Any, attentions: Sequence[Attention], sites: Sites
-) -> Reparameterization:
-    """The MLP that makes the keys and values of all sites, as wide as the token embeddings.
-
-    Where no tokens are embedded, as in an image model, it is as wide as the queries.
-    """
-    shapes = [s for a in attentions for s in Prefix(
-        options.tokens, a.heads, a.kv_heads, a.head_dim, a.value_dim, own=False
-    ).shapes]  # fmt: skip
-    queries = attentions[0].heads * attentions[0].head_dim
-    width = next((e.site.width for e in sites.embeddings), queries)
-    return Reparameterization(
-        shapes, options.tokens, width, options.reparam.hidden, options.reparam.act
-    )
 
 
 def place_json(place: Site | Attention) -> dict[str, Any]:

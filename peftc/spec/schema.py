@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -170,9 +170,9 @@ class Insertion(Strict):
         said = self.model_dump(mode="json", exclude_none=True, exclude={"share", "by_task"})
         return Insertion.model_validate(said | own.model_dump(mode="json", exclude_none=True))
 
-    def variants(self, tasks: Iterable[str]) -> dict[str, Insertion]:
-        """The insertion as each task has it; as it is where all tasks share it."""
-        if self.share != "per_task":
+    def variants(self, tasks: Collection[str]) -> dict[str, Insertion]:
+        """The insertion as each task has it; as it is, under "", where all tasks share it."""
+        if self.share != "per_task" or not tasks:
             return {"": self}
         return {t: self.for_task(t) for t in tasks}
 

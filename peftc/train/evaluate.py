@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.capture.loss import IGNORED
+from peftc.capture.loss import IGNORED, LABELS
 from peftc.capture.program import Program
 from peftc.capture.tasks import output_name
 from peftc.train.collate import Collator
@@ -28,10 +28,10 @@ def evaluate(graph: Program, rows: Rows, *, pad: int, batch: int = 64) -> dict[s
     """
     if len(graph.signature.tasks) < 2:
         return evaluate_task(graph, rows, None, pad, batch)
-    names = [t for t in graph.signature.tasks if len(rows.of(t))]
-    found = {t: evaluate_task(graph, rows.of(t), t, pad, batch) for t in names}
-    loss = sum(found[t]["loss"] * len(rows.of(t)) for t in names) / len(rows)
-    score = sum(found[t][leading(found[t])] for t in names) / len(names)
+    apart = {t: own for t in graph.signature.tasks if len(own := rows.of(t))}
+    found = {t: evaluate_task(graph, own, t, pad, batch) for t, own in apart.items()}
+    loss = sum(found[t]["loss"] * len(own) for t, own in apart.items()) / len(rows)
+    score = sum(found[t][leading(found[t])] for t in found) / len(found)
     own = {f"{t}_{n}": v for t, metrics in found.items() for n, v in metrics.items()}
     return {"loss": loss, "score": score, **own}
 
@@ -58,17 +58,17 @@ def answered(
     """For each batch what was given, and what the graph answered, by the names of one task."""
     collate, signature = Collator(graph, pad), graph.signature
     device = next(graph.parameters()).device
-    outputs = {o.name: output_name(o.name, name or "", signature)
-               for o in signature.for_task(name).outputs}  # fmt: skip
+    outputs = [o.name for o in signature.for_task(name).outputs]
+    # What the graph calls the labels and the outputs of the task -> what the task does.
+    own = {output_name(n, name or "", signature): n for n in (*LABELS, *outputs)}
     graph.eval()
     for start in range(0, len(rows), batch):
         given = collate([rows[k] for k in range(start, min(start + batch, len(rows)))])
         with torch.no_grad():
             output = graph(**{n: t.to(device) for n, t in given.items()})
         losses.append(output["loss"].item())
-        suffix = f"_{name}" if len(signature.tasks) > 1 else ""
-        given = {n.removesuffix(suffix): t for n, t in given.items()}
-        yield given, {n: output[own].cpu() for n, own in outputs.items() if own in output}
+        given = {own.get(n, n): t for n, t in given.items()}
+        yield given, {own[n]: t.cpu() for n, t in output.items() if own.get(n) in outputs}
 
 
 def scores(
