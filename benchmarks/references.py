@@ -80,7 +80,7 @@ def hooked(model: Any, graph: Any, given: dict[str, Tensor], hints: Modules) -> 
     handles = []
     try:
         for site, piece in sites(graph):
-            change = change_of(piece)
+            change = channels_last(change_of(piece), site["width"])
             rows = hints.rows.get(site["name"])
             if site["role"] == "ffn.act":
                 name = hints.downs.get(site["name"], "")
@@ -147,11 +147,23 @@ def first(out: Any, change: Callable[[Tensor, Tensor], Tensor], args: Any) -> An
     return change(x, out)
 
 
+def channels_last(change: Callable[[Tensor, Tensor], Tensor], width: int) -> Any:
+    """The change of a value of this width, also where a model has its channels first."""
+
+    def changed(x: Tensor, h: Tensor) -> Tensor:
+        if h.dim() != 3 or h.shape[-1] == width or h.shape[1] != width:
+            return change(x, h)
+        return change(x.transpose(1, 2), h.transpose(1, 2)).transpose(1, 2)
+
+    return changed
+
+
 def out_width(module: Any) -> int | None:
     """The output features of a linear or a Conv1D; None for any other module."""
-    if hasattr(module, "nf"):
-        return module.nf
-    return getattr(module, "out_features", None)
+    for name in ("nf", "out_features", "out_channels"):
+        if hasattr(module, name):
+            return getattr(module, name)
+    return None
 
 
 def change_of(piece: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -250,8 +250,10 @@ def check_sizes(
         if isinstance(place, Attention):
             continue
         rank = option.rank
-        looked_up = piece_class(insertion.delta.kind).looks_up and place.lookup is not None
-        if place.weight is None and not looked_up:
+        kind = piece_class(insertion.delta.kind)
+        looked_up = kind.looks_up and place.lookup is not None
+        kernels = place.weight is not None and not place.weight.matrix
+        if (place.weight is None and not looked_up) or (kernels and kind.reads_weight):
             problems.append(
                 Diagnostic(
                     "E109",

@@ -18,6 +18,7 @@ TYPES = {
     "deberta-v2": "disentangled attention, heads flattened into the batch",
     "esm": "embeddings scaled by masked tokens",
     "xlm": "masks multiplied into the stream",
+    "squeezebert": "a channel-first stream, convolutions for linears",
     "mobilebert": "bottlenecks and stacked feed-forwards of its own",
     "gpt2": "Conv1D, fused projections",
     "gpt_bigcode": "multi-query attention",

@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 from transformers import MODEL_MAPPING
 
+from peftc.capture.channels import channels_last
 from peftc.capture.inputs import Example
 from peftc.capture.program import Output, Program, Signature, build
 from peftc.capture.trace import frozen_config
@@ -50,6 +51,7 @@ def normalise(exported: ExportedProgram, model: Any, example: Example) -> Progra
     returned = [values[n] for n in source.output_node().args[0]]  # type: ignore[union-attr]
     graph.output(tuple(returned))
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    channels_last(graph)
     used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
     return build(
         {t: v for t, v in targets.items() if t in used},

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from peftc.capture.channels import pointwise
 from peftc.capture.program import Program, attribute
-from peftc.dataflow.site import Lookup
+from peftc.dataflow.site import Lookup, Weight
 
 # Operations that move, cast, scale or shift a value without mixing its features with another's.
 UNARY = frozenset(
@@ -100,6 +101,13 @@ class Projection:
     width: int
     in_width: int
     routed: bool = False  # the weight is an expert's, chosen for each token by a router
+
+    def weight_at(self, rows: tuple[int, ...]) -> Weight:
+        """The weight of a site that has these of the output features."""
+        return Weight(
+            self.h, self.weight, self.bias, rows, self.width, self.transposed,
+            matrix=not pointwise(self.node),
+        )  # fmt: skip
 
 
 class Facts:
@@ -228,7 +236,7 @@ class Facts:
             if op == "bmm" and self.weight_of(args[0]) is not None:
                 return self._column_product(node)
             x, w, transposed = args[0], args[1], True
-        elif op in ("conv1d", "convolution") and self._pointwise(node):
+        elif op in ("conv1d", "convolution") and pointwise(node):
             x, w, transposed = args[0], args[1], False
             bias = args[2] if len(args) > 2 else None
         else:
@@ -242,9 +250,12 @@ class Facts:
             flattened = self.op[source] == "reshape" and len(result) == 1
             if flattened and self.op[result[0]] == "reshape":
                 h, x, reader = result[0], source.args[0], source
-        axis = 1 if op in ("conv1d", "convolution") else -1
-        width, in_width = h.meta["val"].shape[axis], x.meta["val"].shape[axis]
-        if not isinstance(width, int) or not isinstance(in_width, int):
+        if op in ("conv1d", "convolution"):
+            # Capture has put it between two permutations: outside them its channels stand last.
+            x, reader = x.args[0], x
+            h = next(iter(node.users))
+        width, in_width = feature_width(h), feature_width(x)
+        if width is None or in_width is None:
             return None
         return Projection(
             node,
@@ -272,12 +283,6 @@ class Facts:
         if name is None or width is None or in_width is None:
             return None
         return Projection(node, h, x, column, name, None, False, width, in_width, routed=True)  # type: ignore[arg-type]
-
-    def _pointwise(self, node: fx.Node) -> bool:
-        """Whether a convolution is a linear over channels: kernels of one element, no groups."""
-        weight = node.args[1].meta["val"]  # type: ignore[union-attr]
-        groups = node.args[-1] if len(node.args) >= 7 else 1
-        return bool(weight.dim() == 3 and weight.shape[-1] == 1 and groups == 1)
 
     def frontier(self, node: fx.Node, within: int = -1) -> list[Projection]:
         """The projections met first on the way back from `node`, in order, inside `within`."""

@@ -14,7 +14,7 @@ from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
 from peftc.dataflow.positions import COUNTERS, positions
 from peftc.dataflow.residual import Residual, residuals
-from peftc.dataflow.site import Attention, Embedding, Site, Sites, Weight
+from peftc.dataflow.site import Attention, Embedding, Site, Sites
 
 # Operations through which tokens see one another, besides products of two activations.
 MIXING = frozenset(
@@ -200,7 +200,7 @@ class Finder:
         """
         linears = ("linear", "addmm", "mm", "matmul", "bmm")
         made_by = self.facts.of(self.facts.ancestors[core.q])
-        return any(self.facts.op[n] in linears for n in made_by)
+        return any(self.facts.op[n] in linears or n in self.facts.projections for n in made_by)
 
     def is_cross(self, block: Block) -> bool:
         """Whether keys come from another stream than the block's own."""
@@ -353,14 +353,7 @@ class Finder:
     ) -> Site:
         """The site of a projection's value, or of the part of it that reaches `consumer`."""
         h, rows = part_of(self.facts, projection, consumer)
-        weight = Weight(
-            projection.h,
-            projection.weight,
-            projection.bias,
-            rows,
-            projection.width,
-            projection.transposed,
-        )
+        weight = projection.weight_at(rows)
         return Site(
             role,
             layer,

@@ -10,7 +10,7 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.dataflow.facts import Facts, feature_width, lookup_of
 from peftc.dataflow.report import spans
-from peftc.dataflow.site import Attention, Site, Sites, Weight
+from peftc.dataflow.site import Attention, Site, Sites
 from peftc.spec import Layers, ModuleGlob
 
 
@@ -62,8 +62,7 @@ def module_site(facts: Facts, path: str) -> Site | None:
     lookups = [n for n in inside if facts.op[n] == "embedding"]
     if len(made_by) == 1 and made_by[0].h is h:
         p = made_by[0]
-        rows = tuple(range(p.width))
-        weight = Weight(h, p.weight, p.bias, rows, p.width, p.transposed)
+        weight = p.weight_at(tuple(range(p.width)))
         x, in_width = p.x, p.in_width
     width = feature_width(h)
     return Site(

@@ -29,6 +29,7 @@ class Weight:
     rows: tuple[int, ...]
     out_width: int  # of the whole linear, fused parts included
     transposed: bool = False
+    matrix: bool = True  # no: the kernels of a convolution, of one element and perhaps in groups
 
     @property
     def fused(self) -> bool:
