@@ -38,11 +38,13 @@ def einsum(equation: str, operands: Sequence[Tensor], *, path: Any = None) -> Te
         return NotImplemented
     x = turned(operands[0], [left.index(c) for c in (*batch, *rows, *summed)])
     y = turned(operands[1], [right.index(c) for c in (*batch, *summed, *columns)])
-    if not batch:
+    if batch:
+        h = torch.matmul(x, y)
+    else:
         count = len(summed)
         x, y = x.flatten(len(rows)), y.flatten(count).flatten(0, count - 1)
-    h = torch.matmul(x, y)
-    if not batch:
+        # One product of all rows, as einsum multiplies them; of an expanded x, matmul makes many.
+        h = torch.mm(x.reshape(-1, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[-1])
         sizes = [operands[1].shape[right.index(c)] for c in columns]
         h = h.reshape(*h.shape[:-1], *sizes)
     made = [*batch, *rows, *columns]
