@@ -68,6 +68,20 @@ WEIGHT_STEPS = frozenset(
     ]
 )
 
+# New tensors in the size of another, of which they hold no data.
+BLANK = frozenset(
+    [
+        "new_empty",
+        "new_full",
+        "new_ones",
+        "new_zeros",
+        "empty_like",
+        "full_like",
+        "ones_like",
+        "zeros_like",
+    ]
+)
+
 
 def operation(node: fx.Node) -> str:
     """The base name of a node's operation: "linear", "add", "getitem", "dropout", or ""."""
@@ -130,7 +144,10 @@ class Facts:
 
     def _relations(self) -> None:
         """Ancestors and descendants of each node, itself included; sizes carry no data."""
-        data = {n: [m for m in n.all_input_nodes if self.is_tensor(m)] for n in self.nodes}
+        data = {
+            n: [m for m in n.all_input_nodes if self.is_tensor(m) and self.op[n] not in BLANK]
+            for n in self.nodes
+        }
         for node in self.nodes:
             mask = 1 << self.index[node]
             for source in data[node]:

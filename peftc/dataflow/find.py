@@ -10,10 +10,12 @@ from peftc.capture.program import Program
 from peftc.dataflow.attention import PRODUCTS, Core, cores
 from peftc.dataflow.facts import Facts, Projection, feature_width, lookup_of
 from peftc.dataflow.fused import part_of, size_of_one, tiled
+from peftc.dataflow.makers import made_of
 from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
 from peftc.dataflow.positions import COUNTERS, positions
-from peftc.dataflow.residual import Residual, residuals
+from peftc.dataflow.residual import Residual, around, residuals
+from peftc.dataflow.select import within
 from peftc.dataflow.site import Attention, Embedding, Site, Sites
 
 # Operations through which tokens see one another, besides products of two activations.
@@ -75,7 +77,9 @@ class Finder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.facts = Facts(program)
-        self.residuals = residuals(self.facts)
+        found = residuals(self.facts)
+        self.around = around(self.facts, found)
+        self.residuals = [r for r in found if r not in self.around]
         self.cores = [c for c in cores(self.facts) if self.queried(c)]
         names = [i.name for i in program.signature.inputs]
         self.two_stacks = any(n.startswith("decoder_") for n in names)
@@ -130,6 +134,10 @@ class Finder:
                 if bare:
                     layers[stack] = layer + 1
             ends[stack] = block.residual.add
+        for residual in self.around:
+            stack = self.stack_of(residual.add)
+            if stack in ends and self.facts.is_ancestor(ends[stack], residual.add):
+                ends[stack] = residual.add
         sites += self.block_outputs(blocks, sites, ends)
         embeddings = self.embeddings(first)
         order = self.facts.index
@@ -224,12 +232,10 @@ class Finder:
         group = "cross" if cross else "attn"
         found = []
         for each in block.cores:
-            for letter, consumer in (("q", each.q), ("k", each.k), ("v", each.v)):
-                made_by = facts.frontier(consumer)
-                # One weight may make the keys of two streams, joined before the core.
-                same = [p for p in made_by if p.weight == made_by[-1].weight]
+            q, k, v = made_of(facts, each)
+            for letter, consumer, made_by in (("q", each.q, q), ("k", each.k, k), ("v", each.v, v)):
                 found += [
-                    self.projected(f"{group}.{letter}", layer, stack, p, consumer) for p in same
+                    self.projected(f"{group}.{letter}", layer, stack, p, consumer) for p in made_by
                 ]
         outputs = facts.frontier(block.term, block.region)
         outputs = [p for p in outputs if facts.is_ancestor(core.out, p.x)] or outputs  # type: ignore[union-attr]
@@ -241,10 +247,9 @@ class Finder:
                     readers=(o.reader,),
                 )
             )  # fmt: skip
-        q = [s for s in found if s.role.endswith(".q")]
-        found.append(
-            self.branch(f"{group}.out", layer, stack, block, outputs, q[0].x if q else None)
-        )
+        queries = [s for s in found if s.role.endswith(".q")]
+        x = queries[0].x if queries else None
+        found.append(self.branch(f"{group}.out", layer, stack, block, outputs, x))
         return found, [self.core_facts(c, f"{group}.kv", layer, stack) for c in block.cores]
 
     def core_facts(self, core: Core, role: str, layer: int, stack: str) -> Attention:
@@ -449,8 +454,26 @@ class Finder:
             return None
         return None if any(self.facts.op[n] in COUNTERS for n in sources) else inputs[0]
 
+    def leaving(self, node: fx.Node) -> fx.Node | None:
+        """The one value that leaves a module and is made of `node` and weights; None if others."""
+        facts, path = self.facts, self.path(node)
+        inside = [n for n in facts.of(facts.descendants[node]) if path and within(n, path)]
+        ends = [n for n in inside if any(not within(u, path) for u in n.users)]
+        if len(ends) != 1 or feature_width(ends[0]) != feature_width(node):
+            return None
+        made = facts.between(node, ends[0])
+        read = {m for n in facts.of(made) for m in n.all_input_nodes if m is not node}
+        given = [m for m in read if not made >> facts.index[m] & 1 and facts.is_tensor(m)]
+        alone = all(isinstance(size, int) for m in given for size in m.meta["val"].shape)
+        return ends[0] if alone and not made & facts.projecting else None
+
     def module_output(self, node: fx.Node) -> fx.Node:
-        """The last value of the module that `node` is in, along a single line of readers."""
+        """The last value of the module that `node` is in, along a single line of readers.
+
+        Where modules inside it make more of the value alone, as a norm does, what leaves them.
+        """
+        if (whole := self.leaving(node)) is not None:
+            return whole
         while len(node.users) == 1:
             reader = next(iter(node.users))
             if self.path(reader) != self.path(node) or not self.path(node):

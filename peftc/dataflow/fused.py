@@ -95,7 +95,10 @@ def numbered(projection: Projection) -> Tensor:
 
 
 def replay(facts: Facts, node: fx.Node, value: Any) -> Any:
-    """The node's layout change on feature numbers; None where it is not one."""
+    """The node's layout change on feature numbers; None where it is not one.
+
+    A cut through the tokens, of which there is one here, leaves the features as they are.
+    """
 
     def number(a: Any) -> Any:
         if isinstance(a, fx.Node):
@@ -107,9 +110,10 @@ def replay(facts: Facts, node: fx.Node, value: Any) -> Any:
         return a
 
     try:
-        return node.target(*map(number, node.args), **node.kwargs)  # type: ignore[operator]
+        found = node.target(*map(number, node.args), **node.kwargs)  # type: ignore[operator]
     except (RuntimeError, IndexError, TypeError):
         return None
+    return value if facts.op[node] == "slice" and not found.numel() else found
 
 
 def constant(facts: Facts, node: fx.Node) -> Tensor:

@@ -51,6 +51,24 @@ def residuals(facts: Facts) -> list[Residual]:
     return found
 
 
+def around(facts: Facts, found: list[Residual]) -> list[Residual]:
+    """The residuals whose branch is a stream of its own: all that it adds are blocks inside it.
+
+    A stack that is run again on its own sum, or an early value that joins the stream once more.
+    """
+    regions = {r: facts.between(r.skip, r.branch) for r in found}
+    result = []
+    for outer, region in regions.items():
+        inner = 0
+        for r in found:
+            if r is not outer and region >> facts.index[r.add] & 1:
+                inner |= regions[r]
+        made_by = facts.mask(p.node for p in facts.frontier(outer.branch, region))
+        if made_by and not made_by & ~inner:
+            result.append(outer)
+    return result
+
+
 def best_pair(
     facts: Facts, operands: list[fx.Node], skips: dict[fx.Node, fx.Node]
 ) -> tuple[fx.Node, fx.Node, fx.Node] | None:
@@ -82,6 +100,29 @@ def terms(
     bare = facts.strip(branch)
     if facts.op[bare] == "add" and bare not in skips:
         parts = [a for a in bare.args[:2] if isinstance(a, fx.Node)]
-        if len(parts) == 2 and all(projected(facts, skip, p) for p in parts):
+        if (
+            len(parts) == 2
+            and all(projected(facts, skip, p) for p in parts)
+            and not through(facts, skip, *parts)
+            and not through(facts, skip, *parts[::-1])
+        ):
             return [t for p in parts for t in terms(facts, p, skip, skips)]
     return [branch]
+
+
+def through(facts: Facts, skip: fx.Node, a: fx.Node, b: fx.Node) -> bool:
+    """Whether all that `b` has of `skip` comes through `a`: a step of one branch, as a convolution.
+
+    What also reads the skip itself, as a feed-forward that reads skip + a does, is a branch.
+    """
+    if not facts.is_ancestor(a, b):
+        return False
+    waiting, seen = [b], {a}
+    while waiting:
+        node = waiting.pop()
+        if node is skip:
+            return False
+        if node not in seen and facts.is_ancestor(skip, node):
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return True
