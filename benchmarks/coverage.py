@@ -37,15 +37,7 @@ CODE = ("capture", "dataflow", "passes", "pieces", "build.py", "planner.py", "pi
 STATIC = 17  # tokens, where the length cannot be free
 SHAPES = ((2, 17), (4, 9))
 # What is known of a difference where a row does not say.
-KNOWN: dict[tuple[str, str], str] = {
-    (
-        "hrm_text",
-        "causal-lm",
-    ): "bottleneck: not explained; the model runs two stacks in turn, again and again",
-    ("inkling_text", "causal-lm"): "prompt: not explained",
-    ("zaya", "causal-lm"): "low_rank, vector: the model mixes queries and keys behind their "
-    "projections; its sites there are not to be relied on",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 METHODS = ("bottleneck", "low_rank", "vector", "prefix", "prompt")
 SPECS: dict[str, list[dict[str, Any]]] = {
     "bottleneck": [
@@ -77,7 +69,8 @@ def case(name: str, task: str, methods: Sequence[str] = METHODS) -> dict[str, An
 
     result: dict[str, Any] = {"type": name, "task": task, "source": source()}
     try:
-        model = tiny.build(name, task)
+        # Frozen, as in the graph: torch multiplies by a weight with a gradient in another order.
+        model = tiny.build(name, task).requires_grad_(False)
     except Exception as cause:
         return {**result, "stage": "build", "error": first_line(cause)}
     start = time.perf_counter()

@@ -13,6 +13,8 @@ from tiny import known
 from torch import Tensor
 from torch.nn import functional
 
+from peftc.capture.trace import all_configs
+
 # A cached token has a bias by its distance or its value there, and a prefix has none; or the cache
 # is of the last of several loops over the layers.
 OTHER_CACHES = ("bloom", "mpt", "doge", "dory")
@@ -311,17 +313,19 @@ class AttentionHook:
         ALL_ATTENTION_FUNCTIONS.register(self.NAME, self)
         masks = ALL_MASK_ATTENTION_FUNCTIONS
         masks.register(self.NAME, masks[self.implementation])
-        before = model.config._attn_implementation
+        key = "_attn_implementation_internal"  # of each part: a part may have its own
+        before = [(c, vars(c)[key]) for c in all_configs(model) if key in vars(c)]
         try:
             model.set_attn_implementation(self.NAME)
             return logits(model(**given, use_cache=False))
         finally:
-            model.set_attn_implementation(before)
+            for config, implementation in before:
+                vars(config)[key] = implementation
 
 
 def attention_calls(model: Any, given: dict[str, Tensor]) -> list[tuple[int, int, int, int]]:
     """The sizes of every attention the model calls, in order; empty where it calls none."""
-    hook = AttentionHook(model.config._attn_implementation)
+    hook = AttentionHook(implementation(model))
     hook.run(model, given)
     return hook.shapes
 
@@ -332,4 +336,11 @@ def prefixed_by_hook(
     """The prefix joined inside the model's own attention calls, positions kept."""
     own = iter((p.key.detach(), p.value.detach()) for _, p in sites(graph))
     prefixes = [next(own) if role == "attn.kv" else None for role in roles]
-    return AttentionHook(model.config._attn_implementation, prefixes).run(model, given)
+    return AttentionHook(implementation(model), prefixes).run(model, given)
+
+
+def implementation(model: Any) -> str:
+    """The attention implementation of the part that reads tokens."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return text._attn_implementation
