@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zoo
@@ -14,15 +15,24 @@ import peftc
 from peftc.cli.main import run
 
 PAGE = Path(__file__).parents[1] / "docs" / "writing-a-spec.md"
-BLOCKS = re.findall(r"```(yaml|console)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-SPECS = [text for kind, text in BLOCKS if kind == "yaml"]
+BLOCK = r"(?:`(\S+)`:\n\n)?```(yaml|json|console|python)\n(.*?)```"
+BLOCKS = re.findall(BLOCK, PAGE.read_text(), re.DOTALL)
+SPECS = [text for _, kind, text in BLOCKS if kind == "yaml"]
 
 
 def test_every_example_runs(model_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(model_folder, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     commands = 0
-    for kind, text in BLOCKS:
+    found: dict[str, Any] = {}
+    for file, kind, text in BLOCKS:
+        if kind == "json":
+            assert file, "the name of the file stands before its rows"
+            Path(file).write_text(text)
+            continue
+        if kind == "python":
+            exec(text, found)
+            continue
         if kind == "yaml":
             name = re.match(r"# (\S+\.yaml)\n", text)
             assert name, "a spec starts with the name of its file"
@@ -34,9 +44,10 @@ def test_every_example_runs(model_folder, tmp_path, monkeypatch, capsys):
             assert line.startswith("$ peftc ")
             assert run(shlex.split(line)[2:]) == 0, (line, capsys.readouterr().err)
             commands += 1
-    assert commands == 11
+    assert commands == 15
     assert Path("plan.html").is_file()
     assert Path("out/onnx/model.onnx").is_file()
+    assert (found["tags"].shape, found["topic"].shape) == ((5, 5), (2,))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])

@@ -58,7 +58,11 @@ def test_a_plan_is_not_overwritten(model_folder, tmp_path, capsys):
     assert json.loads(path.read_text())["kind"] == "peftc plan"
 
 
-KINDS = {"bitfit": ["bert", "gpt2"], "prefix_seq2seq": ["t5"]}  # biases; an encoder and a decoder
+KINDS = {  # biases; an encoder and a decoder; one of them
+    "bitfit": ["bert", "gpt2"],
+    "prefix_seq2seq": ["t5"],
+    "ptuning2_multitask": ["bert", "gpt2", "llama"],
+}
 
 
 @pytest.mark.parametrize(

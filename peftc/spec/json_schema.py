@@ -60,7 +60,7 @@ def with_expressions(value: dict[str, Any]) -> dict[str, Any]:
         kept = {k: value[k] for k in ("description", "default") if k in value}
         inner = {k: v for k, v in value.items() if k not in kept}
         return {**kept, "anyOf": [inner, EXPRESSION]}
-    if any(c.get("type") in LITERAL for c in choices):
+    if any(c.get("type") in LITERAL or "enum" in c for c in choices):
         return {**value, "anyOf": [*choices, EXPRESSION]}
     return value
 

@@ -63,6 +63,12 @@ HOSTILE = {
     "quotes": ('a: "' + "\\" * 200_000, "E001"),
     "comments": ("#" * MILLION, "E001"),
     "carriage returns": ("\r" * 200_000, "E001"),
+    "thousands of tasks": (
+        HEAD
+        + "tasks:\n"
+        + "".join(f"  t{i}: {{head: question_answering}}\n" for i in range(2_000)),
+        "E012",
+    ),
     "specs that use specs": (HEAD + "insert:\n" + USING, "E012"),
 }
 

@@ -58,6 +58,19 @@ def test_use_brings_insertions_under_the_given_names():
     ]
 
 
+def test_tasks_come_with_a_spec_that_is_used():
+    using = {
+        "peftc": 1,
+        "name": "mine",
+        "insert": [{"id": "deep", "use": "ptuning2_multitask", "set": {"tokens": 4}}],
+    }
+    spec = load_spec(using)
+    assert list(spec.tasks) == ["ner", "entailment", "qa"]
+    assert [(i.id, i.share, i.delta.options.tokens) for i in spec.insert] == [
+        ("deep", "per_task", 4)
+    ]
+
+
 def test_defaults_follow_the_delta():
     data = {
         "peftc": 1,

@@ -180,6 +180,21 @@ MISTAKES = [
         5,
         "leave `trim` out",
     ),
+    (
+        TASK.replace("attn.kv", "embed.out").replace(", set: {t: 2}", "")
+        + "    delta: {prompt: {tokens: 3, ensemble: 2}}\n",
+        "E013",
+        9,
+        5,
+        "an ensemble votes on one model's outputs, not on those of tasks",
+    ),
+    (
+        TASK.partition("insert:")[0] + "insert:\n  - {id: p, use: ptuning2_multitask}\n",
+        "E013",
+        7,
+        18,
+        "`ptuning2_multitask` has tasks of its own, as this spec has",
+    ),
 ]
 
 
