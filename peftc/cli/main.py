@@ -75,8 +75,14 @@ def build() -> typer.Typer:
             app.add_typer(module.app, name=verb_of(module), epilog=epilog)
         else:
             function = getattr(module, module.__name__.rpartition(".")[2])
-            app.command(verb_of(module), epilog=epilog)(with_common(function))
+            help = paragraphs(function.__doc__)
+            app.command(verb_of(module), help=help, epilog=epilog)(with_common(function))
     return app
+
+
+def paragraphs(text: str) -> str:
+    """A docstring with a line for each paragraph, for a terminal of any width to wrap."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def verb_of(module: ModuleType) -> str:

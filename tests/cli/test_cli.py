@@ -48,11 +48,12 @@ def test_light_verbs_import_nothing_heavy(args):
 
 
 def test_every_verb_has_help(capsys):
-    verbs = "check sites plan apply train export verify bench specs demo"
+    verbs = "check sites plan apply train export verify bench import specs demo"
     for verb in verbs.split():
         code, out, _ = peftc(capsys, verb, "--help")
         assert code == 0
         assert f"peftc {verb}" in out
+        assert not re.search(r"\{[a-z]", out), "an argument without a name to show"
 
 
 def test_sites(capsys, model_folder, tmp_path):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import pytest
 
-from peftc.cli.main import main
+from peftc.cli import bar
+from peftc.cli import main as cli
 
 SPEC = """
 peftc: 1
@@ -29,20 +33,27 @@ ROWS = {
 
 def run(capsys, *args):
     with pytest.raises(SystemExit) as end:
-        main([str(a) for a in args])
+        cli.main([str(a) for a in args])
     out, err = capsys.readouterr()
     return end.value.code or 0, out, err
 
 
-def test_training_on_several_tasks_and_on_one(capsys, model_folder, tmp_path):
-    (tmp_path / "many.yaml").write_text(SPEC)
-    files = {task: tmp_path / f"{task}.jsonl" for task in ROWS}
-    for task, path in files.items():
-        path.write_text("\n".join(map(json.dumps, ROWS[task])))
+@pytest.fixture(scope="module")
+def home(model_folder, tmp_path_factory):
+    """A folder with an artifact of two tasks, `out`, and a file of rows for each."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "many.yaml").write_text(SPEC)
+    for task, rows in ROWS.items():
+        (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = ["apply", folder / "many.yaml", model_folder, "-o", folder / "out"]
+    assert cli.run([str(a) for a in made]) == 0
+    return folder
+
+
+def test_training_on_several_tasks_and_on_one(capsys, home):
+    made = home / "out"
+    files = {task: home / f"{task}.jsonl" for task in ROWS}
     named = [f"{task}={path}" for task, path in files.items()]
-    made = tmp_path / "out"
-    code, _, err = run(capsys, "apply", tmp_path / "many.yaml", model_folder, "-o", made)
-    assert code == 0, err
     data = [arg for n in named for arg in ("--data", n)]
     held_out = [arg for n in named for arg in ("--eval", n)]
     code, out, err = run(capsys, "train", made, *data, *held_out, "--steps", 4, "--json")
@@ -70,3 +81,39 @@ def test_training_on_several_tasks_and_on_one(capsys, model_folder, tmp_path):
         code, _, err = run(capsys, "train", made, *args)
         assert (code, message in err) == (wanted, True), err
     assert not (made / "runs" / "003").exists()
+
+
+@contextmanager
+def ctrl_c(_steps, **_options):
+    """In place of the bar: an interrupt at the third step."""
+
+    def watch(moment):
+        if moment.event == "step" and moment.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    yield watch
+
+
+def test_a_run_on_several_tasks_that_is_resumed_ends_as_one_that_was_not(capsys, home, monkeypatch):
+    rows = [
+        arg
+        for task in ROWS
+        for option in ("--data", "--eval")
+        for arg in (option, f"{task}={home / task}.jsonl")
+    ]
+    begin = ["train", home / "out", *rows, "--steps", 6, "--batch", 2, "--every", 2, "--json"]
+    code, out, err = run(capsys, *begin, "--name", "whole")
+    assert code == 0, err
+    whole = json.loads(out)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(bar, "training_bar", ctrl_c)
+        code, out, err = run(capsys, *begin, "--name", "half")
+    assert (code, json.loads(out)["steps"]) == (130, 3), err
+    half = home / "out" / "runs" / "half"
+    code, out, err = run(capsys, "train", half, "--resume", "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    for fact in ("losses", "evaluations", "best", "after"):
+        assert again[fact] == whole[fact], fact
+    names = [r / "peft.safetensors" for r in (half, half.with_name("whole"))]
+    assert names[0].read_bytes() == names[1].read_bytes()

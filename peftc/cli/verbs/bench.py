@@ -14,12 +14,14 @@ ORDER = 8.5
 
 
 def bench(
-    exported: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
+    exported: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that export wrote.")],
     artifact: Annotated[
-        Path | None, typer.Option(help="The artifact; the folder above if left out.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The artifact; the folder above if left out."),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="The frozen base, already exported in the same format.")
+        Path | None,
+        typer.Option(metavar="OUT", help="The frozen base, already exported in the same format."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,16",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import Force, Json, Only, Without
+from peftc.cli.options import ArtifactArgument, Force, Json, Only, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
@@ -21,10 +21,11 @@ LARGE = 1_000_000_000  # bytes; more is compared with the graph only on request
 
 
 def export(
-    artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    artifact: ArtifactArgument,
     to: Annotated[str, typer.Option("--to", help="onnx, torchscript, aoti, hf or peft.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to; ARTIFACT/FORMAT if left out.")
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Where to; DIR/FORMAT if left out."),
     ] = None,
     fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
     task: Annotated[str | None, typer.Option(help="Of several tasks, only this one.")] = None,
@@ -42,7 +43,7 @@ def export(
         str, typer.Option(help="folder; triton: OUT is a Triton model repository.")
     ] = "folder",
     name: Annotated[
-        str | None, typer.Option(help="The model's name in Triton; ARTIFACT's if left out.")
+        str | None, typer.Option(help="The model's name in Triton; DIR's if left out.")
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX only: 24 or 20.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,

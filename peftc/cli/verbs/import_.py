@@ -18,12 +18,16 @@ EXAMPLES = (
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of HF PEFT or of `adapters`.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of HF PEFT or of `adapters`.")
+    ],
     *,
     model: Annotated[
         str | None, typer.Option(help="The base: a folder or a hub name; as the checkpoint says.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The artifact folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="The artifact folder to write.")
+    ],
     task: Task = None,
     labels: Labels = None,
     dtype: Dtype = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import Json, assignments
+from peftc.cli.options import ArtifactArgument, Json, assignments
 from peftc.diagnostics import error
 
 ORDER = 6
@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def train(
-    artifact: Annotated[Path, typer.Argument(help="An artifact folder, or one of its runs.")],
+    artifact: ArtifactArgument,
     data: Annotated[
         list[str] | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import Json, Only, Without
+from peftc.cli.options import ArtifactArgument, Json, Only, Without
 from peftc.diagnostics import error
 
 ORDER = 8
@@ -16,7 +16,7 @@ EXAMPLES = ("peftc verify out out/onnx", "peftc verify out/runs/001 out/runs/001
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact folder.")],
+    artifact: ArtifactArgument,
     exported: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that export wrote.")],
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
