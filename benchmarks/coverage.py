@@ -37,7 +37,15 @@ CODE = ("capture", "dataflow", "passes", "pieces", "build.py", "planner.py", "pi
 STATIC = 17  # tokens, where the length cannot be free
 SHAPES = ((2, 17), (4, 9))
 # What is known of a difference where a row does not say.
-KNOWN: dict[tuple[str, str], str] = {}
+KNOWN: dict[tuple[str, str], str] = {
+    ("deepseek_v4", "causal-lm"): "hyper-connections: a matrix that the tokens make mixes four "
+    "streams before each addition, so no value is skipped and no branch found",
+    **{
+        (name, "causal-lm"): "the first attention of a block joins no stream: blocks are mixed by "
+        "attention over their outputs, and those have no sites"
+        for name in ("inkling2_text", "inkling2_loop_text")
+    },
+}
 METHODS = ("bottleneck", "low_rank", "vector", "prefix", "prompt")
 SPECS: dict[str, list[dict[str, Any]]] = {
     "bottleneck": [
@@ -105,7 +113,7 @@ def case(name: str, task: str, methods: Sequence[str] = METHODS) -> dict[str, An
     methods = [m for m in methods if text or m != "prompt"]  # an image has no tokens in front
     needed = ("attn.q", "attn.k", "attn.v", "attn.out", "attn.kv", "ffn.out", *["embed.out"] * text)
     result["all_roles"] = all(r in result["roles"] for r in needed)
-    result["attention_calls"] = calls_agree(model, sites)
+    result["attention_calls"], result["attentions_called"] = calls_agree(model, sites)
     downs = {s.name.replace("down", "act"): s.module for s in sites.sites if s.role == "ffn.down"}
     facts = Facts(sites.program)
     ends = {s.name: found for s in sites.sites if (found := producer(facts, s)) is not None}
@@ -162,8 +170,8 @@ def producer(facts: Any, site: Any) -> tuple[str, float] | None:
     return None
 
 
-def calls_agree(model: Any, sites: Any) -> bool | None:
-    """Whether the attentions found are those that the model calls; None where it calls none."""
+def calls_agree(model: Any, sites: Any) -> tuple[bool | None, int]:
+    """Whether the attentions found are those that the model calls (None: it calls none); calls."""
     import references
     import tiny
     import torch
@@ -172,12 +180,12 @@ def calls_agree(model: Any, sites: Any) -> bool | None:
         with torch.no_grad():
             called = references.attention_calls(model, tiny.inputs(model, 2, 9))
     except Exception:
-        return None
+        return None, 0
     found = [  # a model that repeats its key heads in turn does so before the call
         (a.heads, a.heads if a.tiled else a.kv_heads, a.head_dim, a.value_dim)
         for a in sites.attentions
     ]
-    return called == found if called else None
+    return (called == found if called else None), len(called)
 
 
 def kept(model: Any, program: Any, sites: Any, registry: bool) -> dict[str, Any]:
@@ -249,6 +257,8 @@ def attempt(method: str, model: Any, program: Any, modules: Any) -> dict[str, An
         generator = torch.Generator().manual_seed(3)
         pieces = dict(graph.peft_parameters())
         found["tensors"] = len(pieces)
+        if not pieces:  # every entry of the spec is optional
+            return {**found, "error": "no " + ", ".join(i["at"] for i in SPECS[method])}
         for p in pieces.values():
             p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
         got = [main(graph(**g)) for g in given]
@@ -290,7 +300,8 @@ def first_line(cause: BaseException) -> str:
     """An error in one line."""
     lines = [t.strip() for t in str(cause).splitlines() if t.strip()]
     notes = [t for t in lines if "note" in t and lines[0].startswith("error[E2")]
-    return f"{type(cause).__name__}: {(notes or lines or [''])[0]}"[:220]
+    said = notes[-1:] if lines and lines[0].startswith("error[E202") else notes  # how far it holds
+    return f"{type(cause).__name__}: {(said or lines or [''])[0]}"[:220]
 
 
 def ok(row: dict[str, Any], method: str) -> bool:
@@ -382,14 +393,19 @@ def listed(rows: list[dict[str, Any]], methods: Sequence[str]) -> list[str]:
 def reason(row: dict[str, Any]) -> str:
     """Why a type lacks something, in short."""
     found = [row["error"]] if "error" in row else []
+    found += [KNOWN[key]] if (key := (row["type"], row["task"])) in KNOWN else []
+    roles = row.get("roles", {})
+    if "mixer.out" in roles and not {"attn.out", "ffn.out"} & {*roles}:
+        found.append("all its blocks are mixers, which the specs here do not name")
     for method in METHODS:
         m = row.get(method) or {}
         if row.get("attention_calls") is False and method == "prefix":
-            found.append("attention: found others than the model calls")
+            ours, called = roles.get("attn.kv", 0) + roles.get("cross.kv", 0), "others than"
+            if ours < row.get("attentions_called", 0):
+                called = f"{ours} of the {row['attentions_called']} that"
+            found.append(f"attention: found {called} the model calls")
         if "error" in m:
             found.append(f"{method}: {m['error']}")
-    if (row["type"], row["task"]) in KNOWN:
-        found.append(KNOWN[row["type"], row["task"]])
     text = found[0] if found else ""
     return text.replace("PeftcError: ", "").replace("= note: ", "").replace("|", "/")[:160]
 
