@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 from transformers import MODEL_MAPPING
 
 from peftc.capture.channels import channels_last
+from peftc.capture.functional import CASTS, COPIES, functional_form
 from peftc.capture.inputs import Example
 from peftc.capture.program import Output, Program, Signature, build
 from peftc.capture.trace import frozen_config
@@ -76,11 +78,20 @@ def lift(
         return copied(graph.call_module(name, (values[x],)), node)  # type: ignore[index]
     if node.target is torch.ops.aten.copy.default:
         return copied_values(node, graph, values)
-    if node.target is torch.ops.aten.type_as.default:
+    if node.target in CASTS:
         return cast(values[node.args[0]], node, graph)  # type: ignore[index]
+    if node.target in COPIES:
+        return values[node.args[0]]  # type: ignore[index]
+    if node.target is torch.ops.aten.contiguous.default:
+        return in_order(node, graph, values)
+    if node.target is torch.ops.aten.chunk.default:
+        return in_parts(node, graph, values)
     if node.target is torch.ops.aten.cat.default:
         return joined(node, graph, values)
     new = copied(graph.node_copy(node, values.__getitem__), node)
+    if isinstance(new.target, OpOverload) and new.target._schema.is_mutable:
+        new.target = functional_form(node) or new.target
+        values[node.args[0]] = new  # type: ignore[index]
     if new.target in VIEWS:
         new.target = torch.ops.aten.reshape.default
     return new
@@ -110,6 +121,26 @@ def cast(value: fx.Node, node: fx.Node, graph: fx.Graph) -> fx.Node:
     )
     new.meta["val"] = have.to(dtype)
     return new
+
+
+def in_order(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    """contiguous(%x)  ->  clone(%x), or %x where its elements stand in order."""
+    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    if [*map(str, x.meta["val"].stride())] == [*map(str, node.meta["val"].stride())]:
+        return values[x]
+    kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
+    clone = torch.ops.aten.clone.default
+    return copied(graph.call_function(clone, (values[x],), kept), node)
+
+
+def in_parts(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    """chunk(%x, n, axis)  ->  split(%x, size, axis), where the size is a number."""
+    x, _, axis = (*node.args, 0)[:3]
+    size = node.meta["val"][0].shape[axis]
+    if not isinstance(size, int):
+        return copied(graph.node_copy(node, values.__getitem__), node)
+    split = torch.ops.aten.split.Tensor
+    return copied(graph.call_function(split, (values[x], size, axis)), node)  # type: ignore[index]
 
 
 def joined(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from peftc.capture.einsum import DECOMPOSITIONS
+from peftc.capture.functional import is_functional
 from peftc.capture.inputs import Example
 from peftc.diagnostics import error
 
@@ -56,6 +57,8 @@ def trace(model: Any, example: Example) -> ExportedProgram:
         except Exception as cause:  # whatever the model's own code raises under tracing
             raise not_capturable(model, cause, example) from cause
         mark_dropouts(exported.graph_module)
+        if is_functional(exported, DECOMPOSITIONS):
+            return exported
         return exported.run_decompositions(DECOMPOSITIONS)
 
 

@@ -187,7 +187,7 @@ def test_the_token_is_looked_for_once_a_mask_and_moves_what_is_behind_it():
     assert [sum(f"aten.{op}" in t for t in inserted) for op in ("cumsum", "logical_and")] == [1, 1]
     moved = [t.split(" : ")[0] for t in shifted if "mul" in t or "add" in t]
     assert moved == [
-        "+%mul_tensor = aten.mul.Tensor(%_to_copy_default_2, 5)",
+        "+%mul_tensor = aten.mul.Tensor(%_to_copy_default_3, 5)",
         "+%add_tensor = aten.add.Tensor(%unsqueeze, %mul_tensor)",
         "+%embedding_1 = aten.embedding(%transformer_wpe_weight, %add_tensor)",
     ]

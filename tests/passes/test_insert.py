@@ -209,13 +209,13 @@ def test_the_rewrite_is_what_the_pass_says():
     )
     [report] = graph.meta["peftc.applied"].reports
     assert [line.split("  @")[0] for line in report.difference] == [
-        "-%add_268 = aten.add.Tensor(%dropout_encoder_layer_1_attention_output_dropout, "
+        "-%add_8 = aten.add.Tensor(%dropout_encoder_layer_1_attention_output_dropout, "
         "%layer_norm_2) : f32[batch, sequence, 24]",
         "+%peft_a_layer1_attn_out = peft.a.layer1_attn_out("
         "%dropout_encoder_layer_1_attention_output_dropout) : f32[batch, sequence, 24]",
         "+%add_tensor = aten.add.Tensor(%dropout_encoder_layer_1_attention_output_dropout, "
         "%peft_a_layer1_attn_out) : f32[batch, sequence, 24]",
-        "+%add_268 = aten.add.Tensor(%add_tensor, %layer_norm_2) : f32[batch, sequence, 24]",
+        "+%add_8 = aten.add.Tensor(%add_tensor, %layer_norm_2) : f32[batch, sequence, 24]",
     ]
 
 

@@ -505,10 +505,10 @@ def test_what_the_passes_change_is_printed():
             "f32[batch, sequence, 24]  @wpe",
         ),
         "add heads: ner, topic, qa": (
-            "-return [%view_41]",
-            "+%peft_tasks_ner = peft.tasks.ner(%view_41) : f32[batch, sequence, 9]",
-            "+%peft_tasks_topic = peft.tasks.topic(%view_41, %attention_mask) : f32[batch, 3]",
-            "+%peft_tasks_qa = peft.tasks.qa(%view_41) : "
+            "-return [%view_35]",
+            "+%peft_tasks_ner = peft.tasks.ner(%view_35) : f32[batch, sequence, 9]",
+            "+%peft_tasks_topic = peft.tasks.topic(%view_35, %attention_mask) : f32[batch, 3]",
+            "+%peft_tasks_qa = peft.tasks.qa(%view_35) : "
             "(f32[batch, sequence], f32[batch, sequence])",
             "+%getitem_11 = getitem(%peft_tasks_qa, 0) : f32[batch, sequence]",
             "+%getitem_12 = getitem(%peft_tasks_qa, 1) : f32[batch, sequence]",
@@ -532,8 +532,8 @@ def test_what_the_passes_change_is_printed():
         f"-%scaled_dot_product_attention = {attends}%getitem_9, %getitem_10, %peft_p_mask{rest}",
         f"+%scaled_dot_product_attention = {attends}%getitem_9, %getitem_10, "
         f"%constant_pad_nd_default{rest}",
-        "-%peft_tasks_ner = peft.tasks.ner(%view_41) : f32[batch, sequence, 9]",
-        "-%peft_tasks_topic = peft.tasks.topic(%view_41, %attention_mask) : f32[batch, 3]",
+        "-%peft_tasks_ner = peft.tasks.ner(%view_35) : f32[batch, sequence, 9]",
+        "-%peft_tasks_topic = peft.tasks.topic(%view_35, %attention_mask) : f32[batch, 3]",
         "-return [%peft_tasks_ner, %peft_tasks_topic, %getitem_11, %getitem_12]",
         "+return [%getitem_11, %getitem_12]",
     )
