@@ -119,10 +119,14 @@ def parse(text: str, file: str) -> Source:
     source = Source(file, re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text))
     if len(text.encode(errors="surrogatepass")) > LIMIT:
         raise too_large(file, len(text.encode(errors="surrogatepass")))
+    wrong = Mistakes()
     try:
         loader = Loader(text)
-        refuse_features(text, source)
+        events = plain_events(loader, source)
+        loader.state = iter(events).__next__  # the composer reads these: a text is scanned once
         node = loader.get_single_node()
+        if node is not None:
+            source.data = build(node, (), source, loader, wrong)
     except yaml.MarkedYAMLError as cause:
         raise not_yaml(source, text, cause) from cause
     except yaml.reader.ReaderError as cause:
@@ -137,8 +141,6 @@ def parse(text: str, file: str) -> Source:
         raise error("E001", f"{file} is not valid YAML: {str(cause).splitlines()[0]}") from cause
     if node is None:
         raise error("E001", f"{file} is empty", help=("copy one: peftc specs cp lora my.yaml",))
-    wrong = Mistakes()
-    source.data = build(node, (), source, loader, wrong)
     if wrong:
         raise PeftcError(wrong)
     return source
@@ -194,11 +196,14 @@ def neighbours(lines: list[str], line: int) -> str:
     return f"line {line + 1} starts {count} {side} of its neighbours on line {above + 1}"
 
 
-def refuse_features(text: str, source: Source) -> None:
-    """Refuse anchors, aliases, tags, deep nesting and masses before anything is built."""
+def plain_events(loader: Loader, source: Source) -> list[yaml.Event]:
+    """The events of a text; anchors, aliases, tags, deep nesting and masses are refused."""
     depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=Loader)):
-        if count > VALUES:
+    events: list[yaml.Event] = []
+    while loader.check_event():
+        event = loader.get_event()
+        events.append(event)
+        if len(events) > VALUES + 1:
             message = f"{source.file} has more than {VALUES:,} values"
             raise error("E012", message, help=("is it a spec? they have a few dozen",))
         feature = None
@@ -222,6 +227,7 @@ def refuse_features(text: str, source: Source) -> None:
                 span=place(source, event.start_mark, 1),
                 help=help if depth <= DEPTH else (),
             )
+    return events
 
 
 def build(

@@ -50,6 +50,7 @@ HOSTILE = {
         "E007",
     ),
     "a long key": ("k" * MILLION + ": 1\n", "E001"),
+    "a key of thousands of digits": (f"? {'9' * 9_000}\n: 1\n", "E001"),
     "a long name": (HEAD.replace("n\n", "n" * MILLION + "\n") + "insert: 3\n", "E005"),
     "layers without end": (ONE + "    layers: 0-999999999999\n", "E005"),
     "thousands of wrong insertions": (

@@ -35,6 +35,7 @@ MISTAKES = [
     (HEAD + "vars: {r: *x}\n", "E011", 3, 11, "specs have no aliases"),
     (HEAD + "vars: {r: !!int 1}\n", "E011", 3, 11, "specs have no tags"),
     ("--- {}\n--- {}\n", "E001", 2, 1, "not valid YAML"),
+    (HEAD + "? ? name: n\n", "E001", 3, 5, "not valid YAML: found unhashable key"),
     (ONE.replace("ffn.out", "fnn.out") + DELTA, "E004", 6, 9, "`fnn.out` is not a valid `at`"),
     (ONE.replace("ffn.out", "[ffn.out, ffn.ot]") + DELTA, "E004", 6, 19, "`ffn.ot`"),
     (ONE.replace("ffn.out", "[]") + DELTA, "E005", 6, 9, "at"),

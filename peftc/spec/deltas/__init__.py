@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
 from peftc.spec.deltas.base import DeltaOptions
 
 
+@functools.cache
 def all_deltas() -> dict[str, type[DeltaOptions]]:
     """Every delta's options by kind, in alphabetical order."""
     found: dict[str, type[DeltaOptions]] = {}
