@@ -17,11 +17,14 @@ CELLS = [
     ("prompt", "roberta", "SEQ_CLS", "PEFT"),
     ("lora bias", "distilbert", "TOKEN_CLS", "PEFT"),
     ("houlsby", "distilbert", "TOKEN_CLS", "hooks"),
+    ("p-tuning v2", "distilbert", "TOKEN_CLS", "attention function"),
+    ("p-tuning v2", "bert", "QUESTION_ANS", "cache"),
     ("dora", "qwen2", "CAUSAL_LM", "PEFT"),
     ("prefix", "qwen2", "CAUSAL_LM", "PEFT"),
     ("lora embedding", "mistral", "CAUSAL_LM", "PEFT"),
     ("p-tuning v2", "mistral", "CAUSAL_LM", "cache"),
-    ("lora", "bart", "SEQ_2_SEQ_LM", "PEFT"),
+    ("lora", "distilbert", "SEQ_CLS", "PEFT"),  # within 1e-5 in float64 only
+    ("lora patterns", "bart", "SEQ_2_SEQ_LM", "PEFT"),
     ("prefix", "bart", "SEQ_2_SEQ_LM", "PEFT"),
     ("houlsby", "bart", "SEQ_2_SEQ_LM", "hooks"),
 ]
@@ -32,8 +35,9 @@ CELLS = [
 def test_a_graph_computes_what_its_reference_computes(method, kind, task, against):
     row = parity.cell(method, kind, task)
     assert row.get("reference") == against, row
-    assert row["difference"] <= PARITY[torch.float32]["atol"]
     assert row["effect"] > 1e-2
+    rounding = row.get("float64", 1.0) <= PARITY[torch.float64]["atol"]
+    assert row["difference"] <= PARITY[torch.float32]["atol"] or rounding, row
 
 
 def test_the_table_has_every_model_task_and_method():
@@ -49,7 +53,10 @@ def test_the_table_has_every_model_task_and_method():
     assert not [k for k, r in rows.items() if "error" in r]
     for key, row in rows.items():
         if "difference" in row:
-            assert row["difference"] <= parity.TOLERANCE, key
+            rounding = row.get("float64", 1.0) <= parity.TOLERANCE64
+            assert row["difference"] <= parity.TOLERANCE or rounding, key
             assert row["effect"] > 1e-3, key
+        elif "refused" in row:  # they look for the end of a text among its ids
+            assert key[:2] in {("t5", "SEQ_CLS"), ("bart", "SEQ_CLS")}, row
         else:
             assert row["absent"], key
