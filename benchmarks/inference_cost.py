@@ -102,15 +102,15 @@ def measure(runtime: str, case: str, base: Any, model: Any, home: Path) -> dict[
 
 def in_onnx_runtime(graph: Any, case: str, base: Any, home: Path) -> tuple[list[Timing], list[int]]:
     """The file against the base's, both with weights of their own; the nodes that are run."""
-    if not (home / "base").is_dir():
-        peftc.export(base, "onnx", home / "base", weights="copy")
+    if not (home / "its base").is_dir():
+        peftc.export(base, "onnx", home / "its base", weights="copy")
     out = home / case.replace(" ", "-")
     peftc.export(graph, "onnx", out, fold=CASES[case][3], weights="copy")
     found: list[Timing] = []
     for b in BATCHES:
-        result = bench(home / "base", out, batches=(b,), lengths=(LENGTH,), rounds=ROUNDS[b])
+        result = bench(home / "its base", out, batches=(b,), lengths=(LENGTH,), rounds=ROUNDS[b])
         found += result.timings
-    return found, [nodes_run(home / "base"), nodes_run(out)]
+    return found, [nodes_run(home / "its base"), nodes_run(out)]
 
 
 def nodes_run(folder: Path) -> int:

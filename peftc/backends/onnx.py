@@ -90,6 +90,8 @@ class Onnx(Backend):
             model.graph.initializers[name].const_value = None  # no pass may read a weight
         simplify(model)
         strip(model)
+        if next(program.parameters()).device.type == "cpu":
+            forget_shapes(model)
         linked = bool(options.get("link"))
         settle(model, program, folder, places, linked=linked)
         ir.save(model, folder / FILE)
@@ -201,6 +203,18 @@ def simplify(model: Any) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def forget_shapes(model: Any) -> None:
+    """Leave the shapes of inner values to the runtime, which infers what it needs.
+
+    Where they are written down, ONNX Runtime joins each residual addition with the norm behind it
+    in a kernel that is several times slower on a CPU than the two: an encoder takes 12 % longer.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
 
 
 def strip(model: Any) -> None:

@@ -72,6 +72,22 @@ def test_onnx_initializers_are_the_state_dict_and_equal_ones_stay_apart(tmp_path
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 200_000
 
 
+def test_onnx_runtime_keeps_additions_out_of_its_slow_kernel(tmp_path):
+    import onnx
+    import onnxruntime
+
+    peftc.export(zoo.captured("bert", "base"), "onnx", tmp_path / "out", weights="copy")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "out" / "fused.onnx")
+    onnxruntime.InferenceSession(
+        tmp_path / "out" / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    fused = onnx.load(tmp_path / "out" / "fused.onnx", load_external_data=False).graph.node
+    kinds = {n.op_type for n in fused}
+    assert {"BiasGelu", "LayerNormalization"} <= kinds
+    assert "SkipLayerNormalization" not in kinds
+
+
 def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
     graph = peftc.apply("lora", zoo.captured("bert", "base"))
     peftc.export(graph, "onnx", tmp_path / "out")
