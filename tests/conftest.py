@@ -51,3 +51,9 @@ def model_folder(tmp_path_factory):
         sep_token="[SEP]",
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def captures_once(monkeypatch):
+    """For tests of what stands behind capture: equal models are captured once in a session."""
+    monkeypatch.setattr("peftc.api.capture", zoo.captured_once)

@@ -117,7 +117,9 @@ def test_nonsense_is_refused(spec, args, text):
     assert text in str(caught.value)
 
 
-def test_the_command_line_writes_what_is_left_and_exports_it(model_folder, tmp_path, capsys):
+def test_the_command_line_writes_what_is_left_and_exports_it(
+    model_folder, tmp_path, capsys, captures_once
+):
     def peftc_(*args):
         code = run([str(a) for a in args])
         return code, *capsys.readouterr()

@@ -20,7 +20,7 @@ BLOCKS = re.findall(BLOCK, PAGE.read_text(), re.DOTALL)
 SPECS = [text for _, kind, text in BLOCKS if kind == "yaml"]
 
 
-def test_every_example_runs(model_folder, tmp_path, monkeypatch, capsys):
+def test_every_example_runs(model_folder, tmp_path, monkeypatch, capsys, captures_once):
     shutil.copytree(model_folder, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     commands = 0

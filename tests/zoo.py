@@ -69,12 +69,35 @@ def model(kind: str, task: str = "base") -> Any:
     return build(kind, task)
 
 
+CAPTURES: dict[tuple[Any, ...], Any] = {}
+
+
 @functools.cache
 def captured(kind: str, task: str = "base") -> Any:
     """The shared capture of `model(kind, task)`; tests clone it before they rewrite it."""
-    from peftc.capture import capture
+    return shared_capture(model(kind, task))
 
-    return capture(model(kind, task))
+
+def captured_once(model: Any, *, static_length: int | None = None) -> Any:
+    """`capture`, which takes seconds, done once for models of one class, config and weights."""
+    return shared_capture(model, static_length).clone()
+
+
+def shared_capture(model: Any, static_length: int | None = None) -> Any:
+    """The one capture of all models that look the same."""
+    from peftc.capture import capture
+    from peftc.capture.fake import has_numbers
+    from peftc.plan_file import config_hash
+
+    sums = [p.sum().item() if has_numbers(p) else p.device.type for p in model.parameters()]
+    config = model.config
+    looks = (
+        type(model).__name__, config_hash(config), config._attn_implementation, model.dtype,
+        static_length, *sums,
+    )  # fmt: skip
+    if looks not in CAPTURES:
+        CAPTURES[looks] = capture(model, static_length=static_length)
+    return CAPTURES[looks]
 
 
 def inputs(model: Any, batch: int = 3, length: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from messages.cases import captured_once
 
 from peftc.cli.main import run
 
@@ -16,12 +15,11 @@ HEAVY = ("torch", "transformers")
 
 
 @pytest.fixture
-def here(model_folder, tmp_path, monkeypatch):
+def here(model_folder, tmp_path, monkeypatch, captures_once):
     """A working folder with ./model, a config alone, and ./plan.json for it: lora of rank 3."""
     (tmp_path / "model").mkdir()
     shutil.copy(model_folder / "config.json", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("peftc.api.capture", captured_once)
     assert run(["plan", "lora", "model", "--set", "rank=3", "-o", "plan.json", "-q"]) == 0
     return tmp_path
 

@@ -21,10 +21,7 @@ from typing import Any
 import zoo
 
 import peftc
-from peftc.capture import capture
-from peftc.capture.fake import has_numbers
 from peftc.diagnostics import Diagnostic, PeftcError
-from peftc.plan_file import config_hash
 
 CASES: dict[str, list[tuple[str, Callable[[Here], Any]]]] = {}
 ONE = "peftc: 1\nname: n\ninsert:\n  - id: a\n    at: ffn.out\n    delta: {bottleneck: {dim: 8}}\n"
@@ -75,7 +72,7 @@ class Here:
         """Run a command, its refusal raised rather than printed, equal models captured once."""
         from peftc.cli.main import build, refused
 
-        self.monkeypatch.setattr("peftc.api.capture", captured_once)
+        self.monkeypatch.setattr("peftc.api.capture", zoo.captured_once)
         try:
             build()(args=list(argv), standalone_mode=False, prog_name="peftc")
         except Exception as wrong:
@@ -94,27 +91,6 @@ class Here:
         Path("bare").mkdir()
         for name in ("config.json", "model.safetensors"):
             shutil.copy(Path("model", name), Path("bare", name))
-
-
-CAPTURES: dict[str, Any] = {}
-
-
-def captured_once(model: Any, *, static_length: int | None = None) -> Any:
-    """`capture`, which takes seconds, done once for models of one class, config and weights."""
-    looks = looks_of(zoo.model(*Here.family))
-    if looks_of(model) in (looks, (*looks[:-1], "")):
-        return zoo.captured(*Here.family).clone()
-    key = str((looks_of(model), static_length))
-    if key not in CAPTURES:
-        CAPTURES[key] = capture(model, static_length=static_length)
-    return CAPTURES[key].clone()
-
-
-def looks_of(model: Any) -> tuple[str, ...]:
-    """What two equal models have in common; without weights the last part is empty."""
-    config = config_hash(model.config)
-    first = next(model.parameters())
-    return type(model).__name__, config, str(first.sum().item()) if has_numbers(first) else ""
 
 
 def said(code: str, mistake: Callable[[Here], Any], here: Here) -> list[Diagnostic]:

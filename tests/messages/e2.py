@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import zoo
-from messages.cases import Here, captured_once, case
+from messages.cases import Here, case
 from messages.modeling_odd import OddConfig, OddModel, OddVideo
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -24,12 +24,12 @@ def mamba():
 
 @case("E105", "a prefix on a model without attention")
 def _(here: Here):
-    peftc.plan("ptuning2", captured_once(mamba(), static_length=4))
+    peftc.plan("ptuning2", zoo.captured_once(mamba(), static_length=4))
 
 
 @case("E111", "a prompt on a graph of one length")
 def _(here: Here):
-    peftc.apply("prompt", captured_once(mamba(), static_length=4))
+    peftc.apply("prompt", zoo.captured_once(mamba(), static_length=4))
 
 
 @case("E201", "a branch that depends on data")
