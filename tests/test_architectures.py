@@ -69,9 +69,11 @@ NO_REFERENCE = {
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.filterwarnings("ignore")
-def test_every_insertion_works(name):
+def test_every_insertion_works(name, monkeypatch):
     import tiny
 
+    if name == "falcon_h1":  # all its layers are alike, and one takes ten seconds to trace
+        monkeypatch.setitem(tiny.MORE, name, {**tiny.MORE[name], "num_hidden_layers": 1})
     row = sweep.case(name, dict(tiny.types())[name])
     assert row.get("all_roles"), row
     assert row["attention_calls"] is not False, "the attentions are not those that the model calls"

@@ -34,7 +34,7 @@ def sites(family: str):
             vocab_size=32_000,
             hidden_size=2048,
             intermediate_size=8192,
-            num_hidden_layers=16,
+            num_hidden_layers=2,
             num_attention_heads=32,
             num_key_value_heads=8,
         ),
@@ -58,10 +58,11 @@ def test_the_counts_that_specs_ls_shows_are_those_of_plans():
 def test_inserted_parameters_on_a_llama_shape_with_fewer_key_value_heads():
     from peftc.planner import make_plan
 
-    assert make_plan(peftc.load_spec("lora"), sites("llama")).inserted == 851_968
+    # Of 16 layers; two are captured, and all are alike.
+    assert 16 // 2 * make_plan(peftc.load_spec("lora"), sites("llama")).inserted == 851_968
 
 
 def test_planning_reads_no_weights():
     program = sites("llama").program
     assert {p.device.type for p in program.parameters()} == {"meta"}
-    assert find_sites(program).layers == {"": 16}
+    assert find_sites(program).layers == {"": 2}
