@@ -32,7 +32,7 @@ def test_a_loop_over_tokens_is_refused_and_static_length_is_offered(mamba):
     assert refusal.value.exit_code == 4
 
 
-def test_a_static_length_captures_what_loops(mamba, tmp_path):
+def test_a_static_length_captures_what_loops(mamba, tmp_path, captures_once):
     ids = torch.arange(18).reshape(2, 9) + 3
     mask = torch.ones_like(ids)
     mask[1, -2:] = 0
@@ -52,13 +52,13 @@ def test_a_static_length_captures_what_loops(mamba, tmp_path):
     assert torch.equal(again(input_ids=ids, attention_mask=mask)["logits"], changed)
 
 
-def test_a_prompt_on_a_static_graph_is_refused(mamba):
+def test_a_prompt_on_a_static_graph_is_refused(mamba, captures_once):
     with pytest.raises(PeftcError, match=r"error\[E111\].*does not allow it") as refusal:
         peftc.apply("prompt", mamba, static_length=9)
     assert "it is captured for exactly 9 tokens" in str(refusal.value)
 
 
-def test_a_model_without_attention_has_no_place_for_a_prefix(mamba):
+def test_a_model_without_attention_has_no_place_for_a_prefix(mamba, captures_once):
     with pytest.raises(PeftcError, match=r"E105.*needs attention keys and values"):
         peftc.apply("ptuning2", mamba, static_length=9)
 

@@ -64,7 +64,7 @@ def sample(request):
 
 
 @pytest.mark.parametrize("spec", ["houlsby", "lora", "ia3", "ptuning2", "bitfit"])
-def test_a_shipped_spec_starts_as_the_model_and_changes_it(sample, spec):
+def test_a_shipped_spec_starts_as_the_model_and_changes_it(sample, spec, captures_once):
     model, given, wanted = sample
     graph = peftc.apply(spec, model, set={"init": "zero_up"} if spec == "houlsby" else None)
     found = graph(**given)["logits"]

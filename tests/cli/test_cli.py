@@ -14,6 +14,8 @@ from jsonschema import Draft202012Validator
 
 from peftc.cli.main import run
 
+# `artifact`, made before, is captured by itself.
+pytestmark = pytest.mark.usefixtures("captures_once")
 HEAVY = ("torch", "transformers", "onnx")
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from peftc.cli.main import run
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("captures_once")]
 
 
 @pytest.fixture(scope="module")
