@@ -32,9 +32,9 @@ class Exported:
 class Backend(ABC):
     """One export format.
 
-    `runner` is a script that runs the exported file with the format's own runtime alone:
-    `python runner FILE INPUTS.npz OUTPUTS.npz`, and what `arguments` says. Its function
-    `opened(FILE, threads)` gives what binds inputs to the model, for `bench`.
+    `runner` is a script for the format's own runtime alone, in which nothing of this package is
+    imported: its function `opened(FILE, threads)`, given also what `arguments` says, returns what
+    binds a set of inputs to the model, as a call that gives its outputs.
     """
 
     kind: ClassVar[str]

@@ -16,6 +16,8 @@ from peftc.backends.base import Exported, backend
 from peftc.capture.program import Program
 from peftc.diagnostics import error
 
+SCRIPT = Path(__file__).parent / "runners" / "run_cases.py"
+
 
 def run(
     exported: Exported,
@@ -34,9 +36,9 @@ def run(
         inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(inputs, **cases)  # type: ignore[arg-type]
         # -P: the script's own folder is not on its path.
-        files = (exported.file, str(inputs), str(outputs))
+        files = (str(target.runner), exported.file, str(inputs), str(outputs))
         more = target.arguments(graph, Path(folder)) if graph is not None else ()
-        command = [sys.executable, "-P", str(target.runner), *files, *more]
+        command = [sys.executable, "-P", str(SCRIPT), *files, *more]
         done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
         if done.returncode != 0:
             last = [t for t in done.stderr.splitlines() if t.strip()][-1:]

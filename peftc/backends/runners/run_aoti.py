@@ -1,20 +1,23 @@
-"""python run_aoti.py MODEL INPUTS.npz OUTPUTS.npz: run an AOTInductor package, torch alone.
+"""Runs an AOTInductor package, with torch alone.
 
 `load(folder)` and `give(model, folder)` are also what a server needs of this file.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What the export says of itself."""
+    return json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))
 
 
 def load(folder: Path):
     """The compiled model of an export, its weights in place where they lie beside it."""
-    facts = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))
+    facts = facts_of(folder)
     model: Any = torch._inductor.aoti_load_package(str(folder / facts["file"]))
     model.held = {}
     if facts["weights"] == "link":
@@ -38,7 +41,7 @@ def hold(model, tensors: dict[str, torch.Tensor]) -> None:
 def beside(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors that constants.json lists, over the mapped files: no byte is copied."""
     listed = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
-    device = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))["device"]
+    device = facts_of(folder)["device"]
     mapped = {}
     for one in listed.values():
         path = folder / one["file"]
@@ -60,7 +63,7 @@ def opened(model, threads=0):
         torch.set_num_threads(threads)
     folder = Path(model).absolute().parent
     compiled = load(folder)
-    device = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))["device"]
+    device = facts_of(folder)["device"]
 
     def bound(inputs):
         values = [torch.from_numpy(v).to(device) for v in inputs.values()]
@@ -72,25 +75,3 @@ def opened(model, threads=0):
         return run
 
     return bound
-
-
-def main(model: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs, in the file's order: keys `<set>/<name>`."""
-    bound = opened(model)
-    given: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(inputs) as file:
-        for key in file.files:
-            group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = file[key]
-    results = {}
-    for group, feed in given.items():
-        returned = bound(feed)()
-        returned = returned if isinstance(returned, list | tuple) else (returned,)
-        for k, value in enumerate(returned):
-            value = value.float() if value.dtype == torch.bfloat16 else value
-            results[f"{group}/{k}"] = value.cpu().numpy()
-    np.savez(outputs, **results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4])

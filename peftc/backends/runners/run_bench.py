@@ -8,18 +8,7 @@ import json
 import runpy
 import sys
 import time
-
-import numpy as np
-
-
-def feeds(path: str) -> dict[str, dict[str, np.ndarray]]:
-    """Sets of inputs: keys are `<set>/<name>`."""
-    given: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path) as file:
-        for key in file.files:
-            group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = file[key]
-    return given
+from pathlib import Path
 
 
 def seconds(call) -> tuple[float, float]:
@@ -70,7 +59,8 @@ def main(runner: str, *rest: str) -> None:
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
     opened = runpy.run_path(runner)["opened"]
-    given = feeds(inputs)
+    # -P: this script's own folder is not on its path.
+    given = runpy.run_path(str(Path(__file__).with_name("run_cases.py")))["feeds"](inputs)
     before = memory()
     models = [opened(m, settings["threads"]) for m in files]
     result: dict = {"seconds": timed(models, given, settings)}

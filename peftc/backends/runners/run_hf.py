@@ -1,11 +1,9 @@
-"""python run_hf.py FILE INPUTS.npz OUTPUTS.npz: transformers alone runs FILE's folder."""
+"""Runs a checkpoint, the folder of its file, with transformers alone."""
 
 import json
-import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from torch.utils._pytree import tree_leaves
@@ -38,23 +36,3 @@ def opened(file, threads=0):
         return run
 
     return bound
-
-
-def main(file: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
-    bound = opened(file)
-    given: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(inputs) as archive:
-        for key in archive.files:
-            group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = archive[key]
-    results = {}
-    for group, feed in given.items():
-        for k, value in enumerate(bound(feed)()):
-            value = value.float() if value.dtype == torch.bfloat16 else value
-            results[f"{group}/{k}"] = value.cpu().numpy()
-    np.savez(outputs, **results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4])

@@ -1,10 +1,8 @@
-"""python run_onnx.py MODEL INPUTS.npz OUTPUTS.npz: run an ONNX file with ONNX Runtime alone."""
+"""Runs an ONNX file, with ONNX Runtime alone."""
 
 import json
-import sys
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
 
@@ -28,22 +26,3 @@ def opened(model, threads=0):
         return lambda: dict(zip(names, session.run(names, feed), strict=True))
 
     return bound
-
-
-def main(model: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs: keys are `<set>/<name>`."""
-    bound = opened(model)
-    given: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(inputs) as file:
-        for key in file.files:
-            group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = file[key]
-    results = {}
-    for group, feed in given.items():
-        for name, value in bound(feed)().items():
-            results[f"{group}/{name}"] = value
-    np.savez(outputs, **results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4])

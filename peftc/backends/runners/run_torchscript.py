@@ -1,11 +1,9 @@
-"""python run_torchscript.py MODEL INPUTS.npz OUTPUTS.npz: run a TorchScript file, torch alone."""
+"""Runs a TorchScript file, with torch alone."""
 
 import json
-import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 
@@ -28,23 +26,3 @@ def opened(model, threads=0):
         return run
 
     return bound
-
-
-def main(model: str, inputs: str, outputs: str) -> None:
-    """Run the model on each numbered set of inputs, in the file's order: keys `<set>/<name>`."""
-    bound = opened(model)
-    given: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(inputs) as file:
-        for key in file.files:
-            group, name = key.split("/", 1)
-            given.setdefault(group, {})[name] = file[key]
-    results = {}
-    for group, feed in given.items():
-        returned = bound(feed)()
-        for k, value in enumerate(returned if isinstance(returned, tuple) else (returned,)):
-            results[f"{group}/{k}"] = value.cpu().numpy()
-    np.savez(outputs, **results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4])
