@@ -11,7 +11,6 @@ import reference
 import zoo
 
 import peftc
-from peftc.capture import capture
 
 
 @functools.cache
@@ -20,16 +19,14 @@ def home() -> Path:
     return Path(tempfile.mkdtemp(prefix="peftc-linking-"))
 
 
-@functools.cache
 def model(kind: str, task: str) -> Any:
     """The zoo's model with one layer in each stack."""
-    return zoo.build(kind, task, layers=1)
+    return zoo.model(kind, task, 1)
 
 
-@functools.cache
 def captured(kind: str, task: str) -> Any:
     """The capture of `model`, which `apply` leaves as it is."""
-    return capture(model(kind, task))
+    return zoo.captured(kind, task, 1)
 
 
 @functools.cache

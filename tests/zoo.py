@@ -64,18 +64,21 @@ def build(kind: str, task: str = "base", seed: int = 0, layers: int | None = Non
 
 
 @functools.cache
-def model(kind: str, task: str = "base") -> Any:
+def model(kind: str, task: str = "base", layers: int | None = None) -> Any:
     """The shared model of a kind and task; tests must not change it."""
-    return build(kind, task)
+    return build(kind, task, layers=layers)
 
 
 CAPTURES: dict[tuple[Any, ...], Any] = {}
 
 
 @functools.cache
-def captured(kind: str, task: str = "base") -> Any:
-    """The shared capture of `model(kind, task)`; tests clone it before they rewrite it."""
-    return shared_capture(model(kind, task))
+def captured(kind: str, task: str = "base", layers: int | None = None) -> Any:
+    """The shared capture of `model(kind, task)`; tests clone it before they rewrite it.
+
+    What every layer has alike, as what an exporter makes of a piece, is seen in one of them.
+    """
+    return shared_capture(model(kind, task, layers))
 
 
 def captured_once(model: Any, *, static_length: int | None = None) -> Any:

@@ -46,7 +46,7 @@ def test_a_folded_export_equals_the_graph(family, kind, opset, tmp_path):
 )
 def test_every_spec_exports_with_its_pieces(family, kind, spec, tmp_path):
     settings = {"tokens": 5} if spec in ("prefix", "prompt", "ptuning2") else {}
-    graph = peftc.apply(spec, zoo.captured(*family), set=settings)
+    graph = peftc.apply(spec, zoo.captured(*family, layers=1), set=settings)
     reference.randomise(graph)
     exported = peftc.export(graph, kind, tmp_path / "out", fold="none")
     assert exported.facts["peft"]
@@ -90,7 +90,7 @@ def test_onnx_runtime_keeps_additions_out_of_its_slow_kernel(tmp_path):
 
 
 def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
-    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    graph = peftc.apply("lora", zoo.captured("bert", "base", layers=1))
     peftc.export(graph, "onnx", tmp_path / "out")
     reference.randomise(graph)
     report = peftc.verify(graph, tmp_path / "out")
@@ -108,7 +108,7 @@ def test_not_a_number_is_no_match():
 
 
 def test_an_existing_folder_is_refused_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    graph = peftc.apply("lora", zoo.captured("bert", "base"))
+    graph = peftc.apply("lora", zoo.captured("bert", "base", layers=1))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(PeftcError, match=r"error\[E306\]"):
@@ -143,7 +143,7 @@ def test_the_runners_import_neither_peftc_nor_transformers():
 
 
 def test_the_export_says_what_it_takes(tmp_path):
-    graph = peftc.apply("prompt", zoo.captured("t5", "seq2seq-lm"), set={"tokens": 4})
+    graph = peftc.apply("prompt", zoo.captured("t5", "seq2seq-lm", layers=1), set={"tokens": 4})
     peftc.export(graph, "torchscript", tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "peftc.export.json").read_text())
     assert [i["name"] for i in facts["inputs"]] == [

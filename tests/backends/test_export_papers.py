@@ -19,7 +19,7 @@ INFIX = {"at": "attn.kv", "delta": {"prefix": {"tokens": 3, "before": TOKEN}}}
 def exported(insertion, family, kind, folder):
     """The graph, with random pieces, and the report on its file."""
     spec = {"peftc": 1, "name": "s", "insert": [{"id": "s", **insertion}]}
-    graph = peftc.apply(spec, zoo.captured(*family))
+    graph = peftc.apply(spec, zoo.captured(*family, layers=1))
     reference.randomise(graph, std=1.0)
     peftc.export(graph, kind, folder)
     return graph, peftc.verify(graph, folder)

@@ -112,8 +112,8 @@ CASES = {
 }  # fmt: skip
 
 
-def applied(written, kind="bert", noise=0.3):
-    graph = peftc.apply(written, zoo.captured(kind, "base"))
+def applied(written, kind="bert", noise=0.3, layers=None):
+    graph = peftc.apply(written, zoo.captured(kind, "base", layers))
     reference.randomise(graph, std=noise)
     return graph
 
@@ -614,7 +614,7 @@ def test_an_artifact_keeps_the_tasks(tmp_path):
     ],
 )
 def test_exports_of_all_tasks_and_of_one_run_in_their_own_runtime(kind, case, to, task, tmp_path):
-    graph = applied(CASES[case], kind)
+    graph = applied(CASES[case], kind, layers=1)
     exported = peftc.export(graph, to, tmp_path / "out", task=task)
     report = peftc.verify(graph, tmp_path / "out")
     assert report.ok, report
