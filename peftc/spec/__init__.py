@@ -1,7 +1,8 @@
 """YAML text -> Spec: strict loader, schema, expansion, catalogue of shipped specs. No torch."""
 
 from peftc.spec.layers import Layers
-from peftc.spec.load import Spec, load_spec
+from peftc.spec.load import load_spec
+from peftc.spec.resolved import Spec
 from peftc.spec.schema import Insertion, ModuleGlob, Unfreeze
 
 __all__ = ["Insertion", "Layers", "ModuleGlob", "Spec", "Unfreeze", "load_spec"]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
-from peftc.spec.catalogue import names, path_of
 from peftc.spec.deltas import all_deltas
-from peftc.spec.expressions import evaluate, is_expression
-from peftc.spec.layers import Layers
+from peftc.spec.find import find, source_of
 from peftc.spec.legal import illegal, narrowing
-from peftc.spec.problems import clipped, diagnostics, listed, near, shown
-from peftc.spec.schema import Expect, Export, Insertion, Task, Unfreeze, Use, Written
-from peftc.spec.source import VALUES, Source, parse, read_source
+from peftc.spec.problems import diagnostics, listed, near
+from peftc.spec.resolved import Spec
+from peftc.spec.schema import Insertion, Use, Written
+from peftc.spec.source import VALUES, Source, read_source
 from peftc.spec.tasks import with_tasks
+from peftc.spec.variables import substituted, variables_of
 
 NESTING = 8  # of `use`: more is taken for a circle
 USES = 200  # in all: specs that use others twice over grow without end
@@ -35,113 +33,6 @@ class Trail:
     used: list[int] = field(default_factory=list)
 
 
-class Spec:
-    """A resolved spec: every value a value, every `use` expanded, defaults filled in."""
-
-    def __init__(
-        self,
-        written: Written,
-        insert: list[Insertion],
-        unfreeze: list[Unfreeze],
-        source: Source,
-        places: list[int],
-        variables: Mapping[str, Any],
-        tasks: Mapping[str, Task],
-    ) -> None:
-        self.name: str = written.name
-        self.about: str = written.about
-        self.insert = tuple(insert)
-        self.unfreeze = tuple(unfreeze)
-        self.expect: Expect | None = written.expect
-        self.export: Export | None = written.export
-        self.vars = dict(variables)
-        self.tasks = dict(tasks)
-        self.source = source
-        self._places = places  # for each insertion, the entry of the file it came from
-
-    def span(self, *where: str | int) -> Span | None:
-        """The place in the file of a value of the resolved spec, or of what it came from."""
-        if len(where) > 1 and where[0] == "insert" and isinstance(where[1], int):
-            where = ("insert", self._places[where[1]], *where[2:])
-        return self.source.span(*where) if self.source.values else None
-
-    def has(self, *where: str | int) -> bool:
-        """Whether the file itself has a value there."""
-        if len(where) > 1 and where[0] == "insert" and isinstance(where[1], int):
-            where = ("insert", self._places[where[1]], *where[2:])
-        return where in self.source.values
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved spec as data that `load_spec` reads back to an equal one."""
-        result: dict[str, Any] = {"peftc": 1, "name": self.name}
-        if self.about:
-            result["about"] = self.about
-        if self.tasks:  # what their `set` made different stands at the insertions
-            result["tasks"] = {n: {"head": plain(t)["head"]} for n, t in self.tasks.items()}
-        result["insert"] = [plain(i) for i in self.insert]
-        if self.unfreeze:
-            result["unfreeze"] = [plain(u) for u in self.unfreeze]
-        if self.expect is not None:
-            result["expect"] = plain(self.expect)
-        if self.export is not None:
-            result["export"] = plain(self.export)
-        return result
-
-    def to_yaml(self) -> str:
-        """The resolved spec as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-
-    def without(self, layers: object, insertion: str | None = None) -> Spec:
-        """This spec with these layers left out, of one insertion or of all that stand in layers.
-
-        `expect` goes: it counted the whole.
-
-        Raises:
-            PeftcError: E107 where `layers` is no choice of layers, E004 where there is no such
-                insertion, E113 where what is named does not stand in layers.
-        """
-        try:
-            gone = Layers(layers)
-        except ValueError as cause:
-            raise error("E107", f"without {layers}: {cause}") from cause
-        known = {i.id: i for i in self.insert}
-        if insertion is not None and insertion not in known:
-            help = [f"did you mean `{n}`?" for n in near(insertion, known)]
-            help.append(f"insertions: {listed(known)}")
-            message = f"`{insertion}` is no insertion of {self.name}"
-            raise error("E004", message, help=tuple(help))
-        chosen = [i for i in self.insert if i.layered and insertion in (None, i.id)]
-        if not chosen:
-            raise error(
-                "E113",
-                f"nothing of {insertion or self.name} stands in layers, so none can be left out",
-                help=("a prompt stands before all layers; a module glob names its own",),
-            )
-        made = copy.copy(self)
-        made.expect = None
-        made.insert = tuple(
-            i.model_copy(update={"without": i.without | gone if i.without else gone})
-            if i in chosen
-            else i
-            for i in self.insert
-        )
-        return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(self.to_yaml())
-
-    def __repr__(self) -> str:
-        return f"Spec({self.name!r}, {len(self.insert)} insertions)"
-
-
-def plain(part: Any) -> dict[str, Any]:
-    """A part of a spec as data; what is not set is left out."""
-    return part.model_dump(mode="json", exclude_none=True)
-
-
 def load_spec(
     source: str | Path | Mapping[str, Any], set: Mapping[str, object] | None = None
 ) -> Spec:
@@ -153,48 +44,6 @@ def load_spec(
         PeftcError: every E0xx of the spec, all at once where that is possible.
     """
     return resolve(source_of(source), dict(set or {}), Path.cwd())
-
-
-def source_of(given: str | Path | Mapping[str, Any]) -> Source:
-    """The parsed source of a name, a path or a mapping."""
-    if isinstance(given, Mapping):
-        text = yaml.safe_dump(plain_data(given), sort_keys=False, allow_unicode=True)
-        return parse(text, "<dict>")
-    return read_source(find(str(given), Path.cwd()))
-
-
-def plain_data(value: Any) -> Any:
-    """Mappings and sequences as dicts and lists, for YAML."""
-    if isinstance(value, Mapping):
-        return {str(k): plain_data(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(v) for v in value]
-    return value
-
-
-def find(name: str, base: Path, span: Span | None = None) -> Path:
-    """The file that a name or path means.
-
-    Raises:
-        PeftcError: E006 where there is none.
-    """
-    if name in names():
-        return path_of(name)
-    path = base / name
-    if path.is_file():
-        return path
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        beside = sorted(p.name for p in path.parent.glob("*.y*ml"))
-        meant = [str(Path(name).with_name(n)) for n in near(path.name, beside)]
-        help = [f"did you mean `{n}`?" for n in meant]
-        raise error("E006", f"{name}: no such file", span=span, help=tuple(help))
-    help = [f"did you mean `{n}`?" for n in near(name, names())]
-    raise error(
-        "E006",
-        f"`{name}` is neither a shipped spec nor a file",
-        span=span,
-        help=(*help, f"shipped specs: {', '.join(names())}"),
-    )
 
 
 def resolve(
@@ -336,74 +185,6 @@ def duplicate_ids(parts: list[Any], source: Source, bad: Mistakes) -> None:
                 )
             )
         seen[part.id] = k
-
-
-def variables_of(
-    data: dict[str, Any],
-    given: dict[str, Any],
-    source: Source,
-    spans: Mapping[str, Span | None],
-    bad: Mistakes,
-) -> dict[str, Any]:
-    """The spec's variables, with those given in place of its own.
-
-    E007 for a variable that the spec does not have, or a value of another type.
-    """
-    own = data.get("vars") or {}
-    if not isinstance(own, dict):
-        bad.append(Diagnostic("E005", "`vars` is a mapping", source.span("vars")))
-        return {}
-    spec = data.get("name") or source.file
-    for name, value in given.items():
-        if name not in own:
-            help = [f"did you mean `{n}`?" for n in near(name, own)]
-            help.append(f"variables of `{spec}`: {listed(own)}")
-            message = f"`{name}` is no variable of `{spec}`"
-            bad.append(Diagnostic("E007", message, spans.get(name), help=tuple(help)))
-        elif not same_kind(value, own[name]):
-            message = f"`{name}` is {kind_of(own[name])} in `{spec}`, not {shown(value)}"
-            help = (f"it is {shown(own[name])} unless another value is given",)
-            bad.append(Diagnostic("E007", message, spans.get(name), help=help))
-    return {**own, **{n: v for n, v in given.items() if n in own and same_kind(v, own[n])}}
-
-
-def kind_of(value: Any) -> str:
-    """What sort of thing a variable holds."""
-    if isinstance(value, bool):
-        return "true or false"
-    return "a number" if isinstance(value, int | float) else "text"
-
-
-def same_kind(value: Any, other: Any) -> bool:
-    """Whether a value can stand for another: numbers for numbers, otherwise the same type."""
-    numbers = (int, float)
-    return type(value) is type(other) or (type(value) in numbers and type(other) in numbers)
-
-
-def substituted(
-    value: Any, where: tuple, variables: Mapping[str, Any], source: Source, bad: Mistakes
-) -> Any:
-    """The value with every expression evaluated."""
-    if isinstance(value, dict):
-        return {k: substituted(v, (*where, k), variables, source, bad) for k, v in value.items()}
-    if isinstance(value, list):
-        return [substituted(v, (*where, k), variables, source, bad) for k, v in enumerate(value)]
-    if not is_expression(value) or where in (("about",), ("name",)):
-        return value
-    try:
-        return evaluate(value, variables)
-    except KeyError as cause:
-        name = str(cause.args[0])
-        help = [f"did you mean `${n}`?" for n in near(name, variables)]
-        help.append(f"variables: {listed(variables)}")
-        message = f"`${name}` is not a variable of this spec"
-    except ValueError as cause:
-        message, help = (
-            f"`{clipped(value)}`: {cause}",
-            ["only $names, numbers and + - * / can be used"],
-        )
-    bad.append(Diagnostic("E007", message, source.span(*where), help=tuple(help)))
-    return 1  # a stand-in, so that the rest is still checked
 
 
 def used(part: Use, k: int, source: Source, base: Path, trail: Trail, bad: Mistakes) -> Spec:

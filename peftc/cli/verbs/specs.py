@@ -118,7 +118,7 @@ def show(
 def as_written(name: str) -> str:
     """The text of a spec's file; a plan holds its spec expanded."""
     from peftc.plan_file import is_plan
-    from peftc.spec.load import find
+    from peftc.spec.find import find
     from peftc.spec.source import read_text
 
     if is_plan(name):
