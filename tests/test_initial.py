@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, DynamicCache
 
 import peftc
 from peftc.artifact import TENSORS
-from peftc.capture import capture
 from peftc.cli.main import run
 from peftc.diagnostics import PeftcError
 from peftc.initial import Words
@@ -121,7 +120,7 @@ def written_out(kind):
     """The capture of a model whose attention is written out."""
     model = zoo.build(kind, "causal-lm")
     model.set_attn_implementation("eager")
-    return capture(model)
+    return zoo.captured_once(model)
 
 
 @pytest.mark.parametrize("network", [{}, {"reparam": {"hidden": 8}}], ids=["plain", "mlp"])

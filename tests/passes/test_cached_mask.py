@@ -12,7 +12,6 @@ from tolerances import PARITY
 from transformers import DynamicCache, EncoderDecoderCache, MistralConfig, MistralForCausalLM
 
 import peftc
-from peftc.capture import capture
 from peftc.diagnostics import PeftcError
 
 TOKENS = 5
@@ -54,7 +53,7 @@ def cache(graph, batch):
 
 def test_a_sliding_window_hides_a_cached_prefix_and_not_an_open_one():
     model = windowed()
-    program = capture(model)
+    program = zoo.captured_once(model)
     for mask in ("cached", "open"):
         graph = peftc.apply(spec(mask), program)
         reference.randomise(graph)
@@ -88,7 +87,7 @@ def test_relative_biases_of_a_cached_prefix_are_those_of_earlier_tokens():
 
 
 def test_the_mask_is_made_again_from_longer_inputs_once():
-    graph = peftc.apply(spec(), capture(windowed()))
+    graph = peftc.apply(spec(), zoo.captured_once(windowed()))
     made = [n for r in graph.meta["peftc.applied"].reports for n in r.difference]
     assert sum("constant_pad_nd(%attention_mask, [5, 0], 1)" in line for line in made) == 1
     assert sum("%slice" in line and ", -2, 5, " in line for line in made) == 1
@@ -96,7 +95,7 @@ def test_the_mask_is_made_again_from_longer_inputs_once():
 
 def test_written_out_attention_is_refused():
     with pytest.raises(PeftcError) as refusal:
-        peftc.apply(spec(), capture(windowed("eager")))
+        peftc.apply(spec(), zoo.captured_once(windowed("eager")))
     assert str(refusal.value) == (
         "error[E110]: `mask: cached` needs an attention kernel; model.layers.0.self_attn is "
         "written out\n"

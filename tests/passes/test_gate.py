@@ -14,7 +14,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
-from peftc.capture import capture
 from peftc.pipeline import fold
 
 FLOAT = PARITY[torch.float32]
@@ -226,7 +225,7 @@ def test_unipelt_equals_its_formula_and_learns(kind):
 def test_attention_that_is_written_out_has_the_same_gate():
     model = zoo.build("bert")
     model.set_attn_implementation("eager")
-    graph = peftc.apply("unipelt", capture(model), set=SMALL)
+    graph = peftc.apply("unipelt", zoo.captured_once(model), set=SMALL)
     reference.randomise(graph)
     given = zoo.inputs(model)
     with torch.no_grad(), unipelt(model, "bert", graph):

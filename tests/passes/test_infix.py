@@ -12,7 +12,6 @@ from tolerances import PARITY
 from transformers import DynamicCache
 
 import peftc
-from peftc.capture import capture
 from peftc.diagnostics import PeftcError
 
 TOKENS, HERE = 5, 4
@@ -31,7 +30,7 @@ def captured(kind, attention):
         return zoo.captured(kind, "causal-lm")
     model = zoo.build(kind, "causal-lm")
     model.set_attn_implementation(attention)
-    return capture(model)
+    return zoo.captured_once(model)
 
 
 def given(model, batch, length):

@@ -13,7 +13,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
-from peftc.capture import capture
 
 TOKENS = 5
 PREFIX = {
@@ -41,7 +40,7 @@ def test_a_prefix_equals_the_model_s_own_cache(kind, attention):
     else:
         model = zoo.build(kind, "causal-lm")
         model.set_attn_implementation(attention)
-        program = capture(model)
+        program = zoo.captured_once(model)
     graph = peftc.apply(PREFIX, program)
     reference.randomise(graph)
     for batch, length in SHAPES:
@@ -163,7 +162,7 @@ def test_an_attention_that_a_prefix_cannot_enter_is_refused():
     """A step between scores and softmax that is neither a scale nor a mask."""
     model = zoo.build("bert")
     model.set_attn_implementation("eager")
-    program = capture(model)
+    program = zoo.captured_once(model)
     softmax = next(n for n in program.graph.nodes if n.target is torch.ops.aten.softmax.int)
     scores = softmax.args[0]
     with program.graph.inserting_before(softmax):
