@@ -78,7 +78,7 @@ def test_a_shipped_spec_works_on_minilm(spec, task):
 def test_the_demo_does_the_whole_job(tmp_path, capsys):
     folder()
     out = tmp_path / "demo"
-    assert run(["demo", "--steps", "60", "-o", str(out), "--json"]) == 0
+    assert run(["demo", "--steps", "30", "-o", str(out), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["ok"] is True
     assert set(facts["verify"]) == {"onnx", "torchscript"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ def shared_capture(model: Any, static_length: int | None = None) -> Any:
     )  # fmt: skip
     if looks not in CAPTURES:
         CAPTURES[looks] = capture(model, static_length=static_length)
+        gc.freeze()  # it lives on: no collection need go through it
     return CAPTURES[looks]
 
 

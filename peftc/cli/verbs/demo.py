@@ -47,6 +47,7 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     folder = demo_model(note)
     import peftc
     from peftc.api import APPLIED
+    from peftc.capture import capture
     from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.options import open_model
@@ -60,8 +61,9 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
         say()
     with progress("capturing the model and applying the spec"):
         model = open_model(str(folder), task="sequence-classification", labels=LABELS)
-        plan = peftc.plan(SPEC, model)
-        graph = peftc.apply(SPEC, model)
+        base = capture(model)
+        plan = peftc.plan(SPEC, base)
+        graph = peftc.apply(SPEC, base)
         graph.meta[APPLIED].reference = str(folder)
     if not silent:
         print_plan(plan, SPEC, "MiniLM-L6")
