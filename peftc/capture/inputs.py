@@ -88,9 +88,19 @@ def sound_sizes(sizes: dict[str, int], config: Any) -> dict[str, int]:
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of an image model, or of the part of a model that sees."""
-    own = config if hasattr(config, "image_size") else config.vision_config
-    size = own.image_size
+    """(channels, height, width) of an image model, or of the part of a model that sees.
+
+    Raises:
+        PeftcError: E203 where the config has no size.
+    """
+    own = config if hasattr(config, "image_size") else getattr(config, "vision_config", None)
+    size = getattr(own, "image_size", None)
+    if size is None:
+        raise error(
+            "E203",
+            f"the {config.model_type} config does not say how large its images are",
+            help=("set `image_size` in its config: the graph takes images of that size alone",),
+        )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return own.num_channels, height, width
 

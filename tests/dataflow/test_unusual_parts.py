@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from transformers import FNetConfig, FNetModel, SiglipConfig, SiglipForImageClassification
+import pytest
+from transformers import (
+    FNetConfig,
+    FNetModel,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+)
 
 from peftc.capture import capture
 from peftc.capture.inputs import example_for
 from peftc.dataflow import find_sites
+from peftc.diagnostics import PeftcError
 
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
@@ -29,3 +38,15 @@ def test_the_size_of_an_image_may_stand_in_the_config_of_the_part_that_sees():
     )
     [pixels] = example_for(SiglipForImageClassification(config)).inputs
     assert pixels.dims == ("batch", 3, 24, 24)
+
+
+def test_a_model_without_an_image_size_is_told_to_have_one():
+    model = SegformerForImageClassification(SegformerConfig(depths=[1] * 4))
+    with pytest.raises(PeftcError) as refused:
+        capture(model)
+    assert str(refused.value).splitlines() == [
+        "error[E203]: the segformer config does not say how large its images are",
+        "  = help: set `image_size` in its config: the graph takes images of that size alone",
+    ]
+    model.config.image_size = 64
+    assert capture(model.eval()).signature.inputs[0].dims == ("batch", 3, 64, 64)
