@@ -159,6 +159,10 @@ def producer(facts: Any, site: Any) -> tuple[str, float] | None:
         path = h.meta.get("module") or ""
         whole = module_site(facts, path) if path else None
         leaves = any(not within(u, path) for u in h.users)  # of a module that layers share
+        same = [n for n in facts.nodes if n.op == "call_module" and n.meta.get("module") == path]
+        if facts.op[h] == "dropout" and len(same) > 1:  # one dropout for several values
+            h = h.all_input_nodes[0]
+            continue
         if whole is not None and facts.op[whole.h] == facts.op[h] and (whole.h is h or leaves):
             return path, scale
         others = [a for a in h.args[1:] if isinstance(a, int | float)]

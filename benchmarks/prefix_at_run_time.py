@@ -58,6 +58,7 @@ class PrefixedSoftmax(TorchFunctionMode):
         super().__init__()
         self.prefixes = list(prefixes)
         self.seen = 0
+        self.summed = False
         self.scores: dict[int, Scores] = {}
         self.shares: dict[int, tuple[Tensor, Tensor]] = {}  # probabilities: the prefix's own, P_v
         self.kept: list[Any] = []  # no id is used twice while the model runs
@@ -74,6 +75,8 @@ class PrefixedSoftmax(TorchFunctionMode):
         noted = self.scores.get(id(first(args, kwargs)))
         if name == "softmax" and noted is not None and self.is_next(noted.q):
             return self.softmax(func, args, kwargs)
+        if noted is not None and name == "logsumexp":
+            self.summed = True  # beside the softmax: what a prefix adds to the sum is not followed
         out = func(*args, **kwargs)
         self.follow(name, func, args, kwargs, out)
         return out
@@ -221,7 +224,7 @@ def scaled_by(func: Any, source: Tensor, args: Any, kwargs: Any) -> Step:
 def prefixed_at_run_time(
     model: Any, graph: Any, attentions: Sequence[Any], given: dict[str, Tensor]
 ) -> Tensor | None:
-    """The model's logits with the graph's prefixes; None where other attentions were seen."""
+    """The model's logits with the graph's prefixes; None where it does not hold."""
     own = iter((p.key.detach(), p.value.detach()) for _, p in references.sites(graph))
     prefixes = [
         (*(next(own) if a.role == "attn.kv" else (None, None)), a.heads, a.tiled)
@@ -230,4 +233,4 @@ def prefixed_at_run_time(
     watch = PrefixedSoftmax(prefixes)
     with watch:
         found = references.logits(model(**given, use_cache=False))
-    return found if watch.seen == len(prefixes) else None
+    return found if watch.seen == len(prefixes) and not watch.summed else None

@@ -95,7 +95,7 @@ def image_shape(config: Any) -> tuple[int, int, int]:
     """
     own = config if hasattr(config, "image_size") else getattr(config, "vision_config", None)
     size = getattr(own, "image_size", None)
-    if size is None:
+    if own is None or size is None:
         raise error(
             "E203",
             f"the {config.model_type} config does not say how large its images are",

@@ -80,7 +80,7 @@ class Finder:
         found = residuals(self.facts)
         self.around = around(self.facts, found)
         self.residuals = [r for r in found if r not in self.around]
-        self.cores = [c for c in cores(self.facts) if self.queried(c)]
+        self.cores = [c for c in cores(self.facts) if self.queried(c) and has_heads(c)]
         names = [i.name for i in program.signature.inputs]
         self.two_stacks = any(n.startswith("decoder_") for n in names)
         self.decoder_inputs = self.facts.mask(
@@ -485,3 +485,9 @@ class Finder:
     def path(node: fx.Node) -> str:
         """The module path of a node."""
         return node.meta.get("module", "")
+
+
+def has_heads(core: Core) -> bool:
+    """Whether keys are (batch, heads, tokens, features) or flatter: not by blocks of tokens."""
+    keys = core.k.meta["val"]
+    return keys.dim() < 5 or isinstance(keys.shape[-3], int)

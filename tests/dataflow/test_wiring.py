@@ -45,6 +45,23 @@ class Convolved(Mixed):
         return h + self.conv(h.transpose(1, 2))[..., : h.shape[1]].transpose(1, 2)
 
 
+class Blocked(own_models.Attention):
+    """Attention inside blocks of four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * HEADS * DIM), nn.Linear(HEADS * DIM, WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        length = x.shape[1]
+        blocks = (length + 3) // 4
+        x = nn.functional.pad(x, (0, 0, 0, 4 * blocks - length))
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (own_models.split(t, HEADS).reshape(-1, HEADS, blocks, 4, DIM) for t in parts)
+        made = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.o(made.flatten(2, 3).transpose(1, 2).flatten(2))[:, :length]
+
+
 class Normed(nn.Embedding):
     """An embedding with a norm inside."""
 
@@ -119,6 +136,17 @@ def test_an_embedding_s_output_is_behind_what_its_module_makes_of_it():
     inside = [u for u in site.h.users if u.meta["module"].startswith("words")]
     assert not inside
     assert site.lookup is not None
+
+
+def test_attention_inside_blocks_of_tokens_has_no_heads_to_name():
+    model = Wired(Blocked).eval()
+    sites = find_sites(capture(model))
+    assert not sites.attentions
+    assert [s.role for s in sites.sites if s.layer == 0 and s.role.endswith(".out")] == [
+        "mixer.out",
+        "ffn.out",
+        "block.out",
+    ]
 
 
 def test_products_of_repeated_rows_add_as_einsum_does():
