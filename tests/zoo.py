@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,45 +65,66 @@ def build(kind: str, task: str = "base", seed: int = 0, layers: int | None = Non
     return model
 
 
-@functools.cache
 def model(kind: str, task: str = "base", layers: int | None = None) -> Any:
     """The shared model of a kind and task; tests must not change it."""
+    return shared_model(kind, task, layers)
+
+
+@functools.cache
+def shared_model(kind: str, task: str, layers: int | None) -> Any:
+    """The one model of these arguments, however they are given."""
     return build(kind, task, layers=layers)
 
 
-CAPTURES: dict[tuple[Any, ...], Any] = {}
-
-
-@functools.cache
 def captured(kind: str, task: str = "base", layers: int | None = None) -> Any:
     """The shared capture of `model(kind, task)`; tests clone it before they rewrite it.
 
     What every layer has alike, as what an exporter makes of a piece, is seen in one of them.
     """
-    return shared_capture(model(kind, task, layers))
+    return shared_capture(kind, task, layers)
+
+
+@functools.cache
+def shared_capture(kind: str, task: str, layers: int | None) -> Any:
+    """The one capture of these arguments, over the shared model's own weights."""
+    from peftc.capture import capture
+
+    made = model(kind, task, layers)
+    return kept(looks_of(made, None), capture(made))
+
+
+CAPTURES: dict[tuple[Any, ...], Any] = {}
 
 
 def captured_once(model: Any, *, static_length: int | None = None) -> Any:
     """`capture`, which takes seconds, done once for models of one class, config and weights."""
-    return shared_capture(model, static_length).clone()
-
-
-def shared_capture(model: Any, static_length: int | None = None) -> Any:
-    """The one capture of all models that look the same."""
     from peftc.capture import capture
+
+    looks = looks_of(model, static_length)
+    if looks not in CAPTURES:
+        kept(looks, capture(model, static_length=static_length))
+    program = CAPTURES[looks].clone()
+    program.signature = replace(program.signature, config=model.config)
+    return program
+
+
+def kept(looks: tuple[Any, ...], program: Any) -> Any:
+    """The program, noted; it lives on, so that no collection of garbage need go through it."""
+    CAPTURES[looks] = program
+    gc.freeze()
+    return program
+
+
+def looks_of(model: Any, static_length: int | None) -> tuple[Any, ...]:
+    """What models have in common that give one graph over the same numbers."""
     from peftc.capture.fake import has_numbers
     from peftc.plan_file import config_hash
 
     sums = [p.sum().item() if has_numbers(p) else p.device.type for p in model.parameters()]
-    config = model.config
-    looks = (
-        type(model).__name__, config_hash(config), config._attn_implementation, model.dtype,
-        static_length, *sums,
+    return (
+        type(model).__name__, config_hash(model.config), model.config._attn_implementation,
+        model.dtype, static_length, *sums,
     )  # fmt: skip
-    if looks not in CAPTURES:
-        CAPTURES[looks] = capture(model, static_length=static_length)
-        gc.freeze()  # it lives on: no collection need go through it
-    return CAPTURES[looks]
 
 
 def inputs(model: Any, batch: int = 3, length: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:
