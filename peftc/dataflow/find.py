@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from torch import fx
 
 from peftc.capture.program import Program
-from peftc.dataflow.attention import PRODUCTS, Core, cores
-from peftc.dataflow.facts import Facts, Projection, feature_width, lookup_of
-from peftc.dataflow.fused import part_of, size_of_one, tiled
+from peftc.dataflow.attention import Core, cores
+from peftc.dataflow.embeddings import embeddings
+from peftc.dataflow.facts import Facts, Projection, feature_width
+from peftc.dataflow.fused import part_of
+from peftc.dataflow.heads import attention_at, has_heads
 from peftc.dataflow.makers import made_of
+from peftc.dataflow.mixing import mixes
 from peftc.dataflow.naming import distinct, numbered, numbered_path
 from peftc.dataflow.parameters import parameters
-from peftc.dataflow.positions import COUNTERS, positions
+from peftc.dataflow.positions import positions
 from peftc.dataflow.residual import Residual, around, residuals
-from peftc.dataflow.select import within
-from peftc.dataflow.site import Attention, Embedding, Site, Sites
+from peftc.dataflow.site import Attention, Site, Sites
 
-# Operations through which tokens see one another, besides products of two activations.
-MIXING = frozenset(
-    ["cumsum", "roll", "flip", "_fft_c2c", "_fft_r2c", "fft_fft", "fft_fftn", "tril", "while_loop"]
-)
 NONLINEAR = frozenset(
     [
         "gelu",
@@ -97,7 +95,7 @@ class Finder:
         ends: dict[str, fx.Node] = {}
         used = {p.node for b in blocks if b.core for p in self.inputs_of(b)}
         begun: dict[str, tuple[str, bool]] = {}  # by stack: where, and whether by a mixer
-        bare = not any(b.core or self.mixes(b) for b in blocks)
+        bare = not any(b.core or mixes(self.facts, b.term, b.region) for b in blocks)
         for block in blocks:
             stack = self.stack_of(block.residual.add)
             first.setdefault(stack, block.residual.skip)
@@ -112,7 +110,7 @@ class Finder:
                 found, own = self.attention(block, stack, layer, cross)
                 attentions += own
                 sites += found
-            elif self.mixes(block):
+            elif mixes(self.facts, block.term, block.region):
                 place = numbered_path(self.path(block.term))
                 beside = any(b.core for b in blocks if b.residual is block.residual)
                 if not beside and begun.get(stack, ("", False))[0] != (place or None):
@@ -139,16 +137,16 @@ class Finder:
             if stack in ends and self.facts.is_ancestor(ends[stack], residual.add):
                 ends[stack] = residual.add
         sites += self.block_outputs(blocks, sites, ends)
-        embeddings = self.embeddings(first)
+        tokens = embeddings(self.facts, self.stack_of)
         order = self.facts.index
         sites.sort(key=lambda s: order[s.h])
         sites = numbered(distinct(sites))
         return Sites(
             program=self.program,
-            sites=tuple([e.site for e in embeddings] + sites),
+            sites=tuple([e.site for e in tokens] + sites),
             attentions=tuple(numbered(attentions)),
             positions=tuple(positions(self.facts, self.counting_stack, first)),
-            embeddings=tuple(embeddings),
+            embeddings=tuple(tokens),
             layers=layers,
             ends=ends,
             parameters=parameters(self.facts, list(ends.values())),
@@ -250,30 +248,9 @@ class Finder:
         queries = [s for s in found if s.role.endswith(".q")]
         x = queries[0].x if queries else None
         found.append(self.branch(f"{group}.out", layer, stack, block, outputs, x))
-        return found, [self.core_facts(c, f"{group}.kv", layer, stack) for c in block.cores]
-
-    def core_facts(self, core: Core, role: str, layer: int, stack: str) -> Attention:
-        """An attention core with its head counts."""
-        keys = core.k.meta["val"]
-        heads, head_dim = keys.shape[-3], keys.shape[-1]
-        if keys.dim() == 3:  # (batch * heads, ...)
-            heads = size_of_one(keys.shape[0])
-        value_dim = core.v.meta["val"].shape[-1]
-        if core.scores is not None:  # the written-out product may read k already transposed
-            head_dim = core.q.meta["val"].shape[-1]
-        made_by = self.facts.frontier(core.v)
-        width = sum({p.weight: len(part_of(self.facts, p, core.v)[1]) for p in made_by}.values())
-        kv_heads = heads
-        if isinstance(value_dim, int) and width and isinstance(heads, int):
-            kv_heads = next(
-                (n for n in (width // value_dim,) if n and heads % n == 0 and n <= heads), heads
-            )
-        in_turn = kv_heads < heads and tiled(self.facts, made_by[-1], core.v, value_dim)
-        return Attention(
-            role, layer, stack, self.path(core.node), core.node, core.q, core.k, core.v, core.mask,
-            heads, kv_heads, head_dim, value_dim, core.scores,
-            core.out if core.scores is not None else None, tiled=in_turn,
-        )  # fmt: skip
+        return found, [
+            attention_at(self.facts, c, f"{group}.kv", layer, stack) for c in block.cores
+        ]
 
     def feed_forward(self, block: Block, stack: str, layer: int, used: set[fx.Node]) -> list[Site]:
         """The sites of one feed-forward block; none where the branch is something else."""
@@ -311,26 +288,6 @@ class Finder:
         found.append(self.projected("ffn.down", layer, stack, down, down.h))
         found.append(self.branch("ffn.out", layer, stack, block, [down], x))
         return found
-
-    def mixes(self, block: Block) -> bool:
-        """Whether tokens see one another in a block without attention: by convolution or scan.
-
-        A convolution behind a whole feed-forward is a step of the branch and makes no mixer of it.
-        """
-        facts = self.facts
-        inner = 0
-        for down in facts.frontier(block.term, block.region):
-            for up in facts.frontier(down.x, block.region):
-                inner |= facts.between(up.node, down.node)
-        for node in facts.of(inner or block.region):
-            op = facts.op[node]
-            if op in MIXING or (op in ("conv1d", "convolution") and node not in facts.projections):
-                return True
-            if op in PRODUCTS and node not in facts.projections:
-                given = [a for a in node.args if isinstance(a, fx.Node) and facts.active(a)]
-                if len(given) > 1 and not any(facts.routed(a) for a in given):
-                    return True
-        return False
 
     def sublayer_input(self, block: Block, first: Projection) -> fx.Node:
         """What a block reads, in the stream's own shape: before experts flatten and repeat it."""
@@ -425,69 +382,7 @@ class Finder:
             return readers[0]
         return end
 
-    def embeddings(self, first: dict[str, fx.Node]) -> list[Embedding]:
-        """The token embedding's output of each stack that reads ids."""
-        found: dict[str, Embedding] = {}
-        for node in self.facts.nodes:
-            if self.facts.op[node] != "embedding":
-                continue
-            ids = self.ids_behind(node.args[1])  # type: ignore[arg-type]
-            if ids is None:
-                continue
-            stack = self.stack_of(ids) if self.two_stacks else ""
-            table = self.facts.weight_of(node.args[0])
-            if stack in found or table is None:
-                continue
-            h = self.module_output(node)
-            site = Site(
-                "embed.out", None, stack, self.path(node), h, feature_width(h) or 0,
-                readers=tuple(h.users), lookup=lookup_of(node),
-            )  # fmt: skip
-            found[stack] = Embedding(site, ids, table)
-        return list(found.values())
-
-    def ids_behind(self, index: fx.Node) -> fx.Node | None:
-        """The ids that an embedding reads, special ones possibly replaced; None for positions."""
-        sources = self.facts.of(self.facts.ancestors[index])
-        inputs = [n for n in sources if n.op == "placeholder"]
-        if len(inputs) != 1 or not inputs[0].name.endswith("input_ids"):
-            return None
-        return None if any(self.facts.op[n] in COUNTERS for n in sources) else inputs[0]
-
-    def leaving(self, node: fx.Node) -> fx.Node | None:
-        """The one value that leaves a module and is made of `node` and weights; None if others."""
-        facts, path = self.facts, self.path(node)
-        inside = [n for n in facts.of(facts.descendants[node]) if path and within(n, path)]
-        ends = [n for n in inside if any(not within(u, path) for u in n.users)]
-        if len(ends) != 1 or feature_width(ends[0]) != feature_width(node):
-            return None
-        made = facts.between(node, ends[0])
-        read = {m for n in facts.of(made) for m in n.all_input_nodes if m is not node}
-        given = [m for m in read if not made >> facts.index[m] & 1 and facts.is_tensor(m)]
-        alone = all(isinstance(size, int) for m in given for size in m.meta["val"].shape)
-        return ends[0] if alone and not made & facts.projecting else None
-
-    def module_output(self, node: fx.Node) -> fx.Node:
-        """The last value of the module that `node` is in, along a single line of readers.
-
-        Where modules inside it make more of the value alone, as a norm does, what leaves them.
-        """
-        if (whole := self.leaving(node)) is not None:
-            return whole
-        while len(node.users) == 1:
-            reader = next(iter(node.users))
-            if self.path(reader) != self.path(node) or not self.path(node):
-                break
-            node = reader
-        return node
-
     @staticmethod
     def path(node: fx.Node) -> str:
         """The module path of a node."""
         return node.meta.get("module", "")
-
-
-def has_heads(core: Core) -> bool:
-    """Whether keys are (batch, heads, tokens, features) or flatter: not by blocks of tokens."""
-    keys = core.k.meta["val"]
-    return keys.dim() < 5 or isinstance(keys.shape[-3], int)

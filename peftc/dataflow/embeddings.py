@@ -1,0 +1,77 @@
+"""The token embeddings: the value each stack reads in the place of its ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from peftc.dataflow.facts import Facts, feature_width, lookup_of
+from peftc.dataflow.positions import COUNTERS
+from peftc.dataflow.select import within
+from peftc.dataflow.site import Embedding, Site
+
+
+def embeddings(facts: Facts, stack_of: Callable[[fx.Node], str]) -> list[Embedding]:
+    """The token embedding's output of each stack that reads ids."""
+    found: dict[str, Embedding] = {}
+    for node in facts.nodes:
+        if facts.op[node] != "embedding":
+            continue
+        ids = ids_behind(facts, node.args[1])  # type: ignore[arg-type]
+        if ids is None:
+            continue
+        stack = stack_of(ids)
+        table = facts.weight_of(node.args[0])
+        if stack in found or table is None:
+            continue
+        h = module_output(facts, node)
+        site = Site(
+            "embed.out", None, stack, path_of(node), h, feature_width(h) or 0,
+            readers=tuple(h.users), lookup=lookup_of(node),
+        )  # fmt: skip
+        found[stack] = Embedding(site, ids, table)
+    return list(found.values())
+
+
+def ids_behind(facts: Facts, index: fx.Node) -> fx.Node | None:
+    """The ids that an embedding reads, special ones possibly replaced; None for positions."""
+    sources = facts.of(facts.ancestors[index])
+    inputs = [n for n in sources if n.op == "placeholder"]
+    if len(inputs) != 1 or not inputs[0].name.endswith("input_ids"):
+        return None
+    return None if any(facts.op[n] in COUNTERS for n in sources) else inputs[0]
+
+
+def leaving(facts: Facts, node: fx.Node) -> fx.Node | None:
+    """The one value that leaves a module and is made of `node` and weights; None if others."""
+    path = path_of(node)
+    inside = [n for n in facts.of(facts.descendants[node]) if path and within(n, path)]
+    ends = [n for n in inside if any(not within(u, path) for u in n.users)]
+    if len(ends) != 1 or feature_width(ends[0]) != feature_width(node):
+        return None
+    made = facts.between(node, ends[0])
+    read = {m for n in facts.of(made) for m in n.all_input_nodes if m is not node}
+    given = [m for m in read if not made >> facts.index[m] & 1 and facts.is_tensor(m)]
+    alone = all(isinstance(size, int) for m in given for size in m.meta["val"].shape)
+    return ends[0] if alone and not made & facts.projecting else None
+
+
+def module_output(facts: Facts, node: fx.Node) -> fx.Node:
+    """The last value of the module that `node` is in, along a single line of readers.
+
+    Where modules inside it make more of the value alone, as a norm does, what leaves them.
+    """
+    if (whole := leaving(facts, node)) is not None:
+        return whole
+    while len(node.users) == 1:
+        reader = next(iter(node.users))
+        if path_of(reader) != path_of(node) or not path_of(node):
+            break
+        node = reader
+    return node
+
+
+def path_of(node: fx.Node) -> str:
+    """The module path of a node."""
+    return node.meta.get("module", "")
