@@ -32,7 +32,7 @@ from peftc.pipeline import fold
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "inference_cost.jsonl"
 TABLE = ROOT / "docs" / "inference-cost.md"
-LENGTH, BATCHES, ROUNDS = 64, (1, 16), {1: 100, 16: 16}
+LENGTH, BATCHES, ROUNDS = 64, (1, 16), {1: 200, 16: 40}
 # name -> (what it is, spec, its settings, how it is folded)
 CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "base": ("the base itself, exported again", "", {}, "auto"),
