@@ -15,6 +15,7 @@ from peftc.passes.linears import Linear, maker_of
 from peftc.pieces.low_rank import LowRank
 
 aten = torch.ops.aten
+ROWS = 256  # of a product that are in memory at a time
 
 
 @dataclass
@@ -79,12 +80,14 @@ def merge_rows(
 ) -> None:
     """W[rows] += scale s B A, in a weight of its own storage, rows being output features.
 
-    The product is made when the weight is: deferred updates take no memory.
+    The product is made when the weight is, some rows at a time: it never has the weight's size.
     """
 
     def merged(weight: torch.Tensor) -> torch.Tensor:
-        view = weight.T if linear.transposed else weight
-        view[rows] += (module.merged().detach() * scale).to(weight.dtype)
+        view = (weight.T if linear.transposed else weight)[rows]
+        for k in range(0, len(view), ROWS):
+            some = slice(k, k + ROWS)
+            view[some] += (module.merged(some).detach() * scale).to(weight.dtype)
         return weight
 
     change(program, str(linear.weight.target), merged)

@@ -79,6 +79,6 @@ class LowRank(Piece):
             y = y + gathered([p.b for p in pieces if p.b is not None], rows).unsqueeze(1)
         return y
 
-    def merged(self) -> Tensor:
-        """B A, (out, in): what the update adds to a weight of that shape."""
-        return self.B @ self.A
+    def merged(self, rows: slice = slice(None)) -> Tensor:
+        """B A, (out, in): what the update adds to a weight of that shape, or to rows of it."""
+        return self.B[rows] @ self.A
