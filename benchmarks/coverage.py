@@ -159,8 +159,7 @@ def producer(facts: Any, site: Any) -> tuple[str, float] | None:
         path = h.meta.get("module") or ""
         whole = module_site(facts, path) if path else None
         leaves = any(not within(u, path) for u in h.users)  # of a module that layers share
-        same = [n for n in facts.nodes if n.op == "call_module" and n.meta.get("module") == path]
-        if facts.op[h] == "dropout" and len(same) > 1:  # one dropout for several values
+        if facts.op[h] == "dropout" and serves_several(facts, path):
             h = h.all_input_nodes[0]
             continue
         if whole is not None and facts.op[whole.h] == facts.op[h] and (whole.h is h or leaves):
@@ -172,6 +171,12 @@ def producer(facts: Any, site: Any) -> tuple[str, float] | None:
             return None
         h = h.all_input_nodes[0]
     return None
+
+
+def serves_several(facts: Any, path: str) -> bool:
+    """Whether a model calls this dropout for several values."""
+    calls = [n for n in facts.nodes if n.op == "call_module" and n.meta.get("module") == path]
+    return len(calls) > 1
 
 
 def calls_agree(model: Any, sites: Any) -> tuple[bool | None, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from peftc.capture.program import Program
+from peftc.capture.program import Program, drop_unused
 from peftc.capture.tasks import output_name
 from peftc.passes.base import Keeps, Pass, call, pieces
 from peftc.passes.tasks import task_ids
@@ -47,9 +47,7 @@ class SelectTask(Pass):
         output = program.graph.output_node()
         wanted = [output_name(o.name, self.task, signature) for o in one.outputs]
         output.args = (tuple(output.args[0][names.index(n)] for n in wanted),)  # type: ignore[index]
-        program.graph.eliminate_dead_code(
-            is_impure_node=lambda n: n.op in ("placeholder", "output")
-        )
+        drop_unused(program.graph)
         if len(signature.inputs) != len(one.inputs):
             program.graph.erase_node(task_ids(program))
         refresh(program)

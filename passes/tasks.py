@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-from peftc.capture.program import Input, Output, Program, Signature
+from peftc.capture.program import Input, Output, Program, Signature, drop_unused
 from peftc.capture.tasks import TASK_IDS
 from peftc.passes.base import Keeps, Pass, add_module, call, call_module
 from peftc.passes.values import fake_mode
@@ -100,9 +100,7 @@ class AddHeads(Pass):
             dims = (*free, len(options.names)) if options.names else free
             named[task] = tuple(Output(n, dims) for n in OUTPUTS[options.loss][0])
         output.args = (tuple(returned),)
-        program.graph.eliminate_dead_code(
-            is_impure_node=lambda n: n.op in ("placeholder", "output")
-        )
+        drop_unused(program.graph)
         program.signature = with_tasks(signature, self.heads, named)
 
 

@@ -285,6 +285,11 @@ class OwnModel(PreTrainedModel):
         mask = attention_mask
         if mask is None:
             mask = torch.ones(x.shape[:2][:: -1 if first else 1])
+        x = self.stream(x, mask)
+        return CausalLMOutput(logits=self.head(x.transpose(0, 1) if first else x))
+
+    def stream(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What the blocks make of embedded tokens."""
         for block in self.blocks:
             x = block(x, mask)
-        return CausalLMOutput(logits=self.head(x.transpose(0, 1) if first else x))
+        return x

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from peftc.capture.program import drop_unused
+
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.convolution.default)
 # Operations on single elements: those that round alike in every layout, and those that may not.
@@ -40,34 +42,39 @@ def channels_last(graph: fx.Graph) -> None:
     made: set[fx.Node] = set()  # what comes from a pointwise convolution, element by element
     for node in list(graph.nodes):
         inputs = node.all_input_nodes
-        if pointwise(node) and node.args[0] not in turned:
-            with graph.inserting_before(node):
-                x = permuted(graph, permuted(graph, inputs[0], node), node)
-            node.update_arg(0, x)
-        if pointwise(node) or (on_elements(node, CURVES) and inputs[0] in made):
+        if is_turn(node):
+            if inputs[0] in turned:
+                node.replace_all_uses_with(turned[inputs[0]])
+            else:
+                turned[node] = inputs[0]
+            continue
+        if conv := pointwise(node):
+            if inputs[0] not in turned:
+                with graph.inserting_before(node):
+                    x = permuted(graph, permuted(graph, inputs[0], node), node)
+                node.update_arg(0, x)
+        elif not any(a in made for a in inputs):
+            continue
+        if conv or on_elements(node, CURVES):
             readers = list(node.users)
             with graph.inserting_before(node.next):
                 inner = permuted(graph, node, node, inside=True)
                 outer = permuted(graph, inner, node)
             for reader in readers:
                 reader.replace_input_with(node, outer)
-            turned[outer] = inner
-            made.add(outer)
-        elif is_turn(node) and inputs[0] in turned:
-            node.replace_all_uses_with(turned[inputs[0]])
-        elif is_turn(node):
-            turned[node] = inputs[0]
-        elif on_elements(node, ARITHMETIC) and any(a in made for a in inputs):
-            if any(a.meta["val"].dim() and a not in turned for a in inputs):
-                continue
+        elif on_elements(node, ARITHMETIC) and all(
+            a in turned for a in inputs if a.meta["val"].dim()
+        ):
             with graph.inserting_before(node):
                 inner = graph.node_copy(node, lambda a: turned.get(a, a))
                 inner.meta = {**node.meta, "val": turn(node.meta["val"])}
                 outer = permuted(graph, inner, node)
             node.replace_all_uses_with(outer)
-            turned[outer] = inner
-            made.add(outer)
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        else:
+            continue
+        turned[outer] = inner
+        made.add(outer)
+    drop_unused(graph)
 
 
 def permuted(graph: fx.Graph, x: fx.Node, like: fx.Node, *, inside: bool = False) -> fx.Node:

@@ -51,14 +51,16 @@ def is_pure(node: fx.Node, decompositions: Any) -> bool:
 def functional_form(node: fx.Node) -> OpOverload | None:
     """`add` for `add_`, where what is written into has memory that nothing else shows."""
     target = node.target
-    name = target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    if not isinstance(target, OpOverload) or not target._schema.is_mutable:
+        return None
+    name = target._schema.name.removeprefix("aten::")
     x = node.args[0] if node.args else None
     if not name.endswith("_") or name == "copy_" or not isinstance(x, fx.Node) or not own(x):
         return None
     if any(u is not node and not is_fresh(u) for u in x.users):
         return None
     packet = getattr(aten, name[:-1], None)
-    return getattr(packet, target._overloadname, None)  # type: ignore[union-attr]
+    return getattr(packet, target._overloadname, None)
 
 
 def own(x: fx.Node) -> bool:

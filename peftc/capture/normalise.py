@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -15,7 +14,7 @@ from transformers import MODEL_MAPPING
 from peftc.capture.channels import channels_last
 from peftc.capture.functional import CASTS, COPIES, functional_form
 from peftc.capture.inputs import Example
-from peftc.capture.program import Output, Program, Signature, build
+from peftc.capture.program import Output, Program, Signature, build, drop_unused
 from peftc.capture.trace import frozen_config
 from peftc.diagnostics import error
 
@@ -52,7 +51,7 @@ def normalise(exported: ExportedProgram, model: Any, example: Example) -> Progra
             values[node] = lift(node, graph, values, targets)
     returned = [values[n] for n in source.output_node().args[0]]  # type: ignore[union-attr]
     graph.output(tuple(returned))
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    drop_unused(graph)
     channels_last(graph)
     used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
     return build(
@@ -89,8 +88,8 @@ def lift(
     if node.target is torch.ops.aten.cat.default:
         return joined(node, graph, values)
     new = copied(graph.node_copy(node, values.__getitem__), node)
-    if isinstance(new.target, OpOverload) and new.target._schema.is_mutable:
-        new.target = functional_form(node) or new.target
+    if (form := functional_form(node)) is not None:
+        new.target = form
         values[node.args[0]] = new  # type: ignore[index]
     if new.target in VIEWS:
         new.target = torch.ops.aten.reshape.default
@@ -128,9 +127,14 @@ def in_order(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> 
     x: fx.Node = node.args[0]  # type: ignore[assignment]
     if [*map(str, x.meta["val"].stride())] == [*map(str, node.meta["val"].stride())]:
         return values[x]
+    return laid_out(values[x], node, graph)
+
+
+def laid_out(value: fx.Node, node: fx.Node, graph: fx.Graph) -> fx.Node:
+    """`value` in memory of its own, its elements in order, as what `node` gives."""
     kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
     clone = torch.ops.aten.clone.default
-    return copied(graph.call_function(clone, (values[x],), kept), node)
+    return copied(graph.call_function(clone, (value,), kept), node)
 
 
 def in_parts(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx.Node:
@@ -148,11 +152,7 @@ def joined(node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node]) -> fx
     parts: Any = node.args[0]
     full = [p for p in parts if 0 not in [d for d in p.meta["val"].shape if isinstance(d, int)]]
     if len(full) == 1 < len(parts):
-        kept: dict[str, Any] = {
-            "memory_format": torch.contiguous_format
-        }  # as cat gives it, to the last bit
-        clone = torch.ops.aten.clone.default
-        return copied(graph.call_function(clone, (values[full[0]],), kept), node)
+        return laid_out(values[full[0]], node, graph)  # as cat gives it, to the last bit
     return copied(graph.node_copy(node, values.__getitem__), node)
 
 

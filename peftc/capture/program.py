@@ -189,6 +189,11 @@ def targets_of(program: fx.GraphModule) -> dict[str, Any]:
     return {str(name): attribute(program, str(name)) for name in sorted(map(str, names))}
 
 
+def drop_unused(graph: fx.Graph) -> None:
+    """Remove what nothing reads; inputs stay, read or not."""
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+
+
 def attribute(root: nn.Module, target: str) -> Any:
     """The parameter, buffer or submodule at a dotted path."""
     value: Any = root

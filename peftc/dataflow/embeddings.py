@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from peftc.capture.normalise import module_of
 from peftc.dataflow.facts import Facts, feature_width, lookup_of
 from peftc.dataflow.positions import COUNTERS
 from peftc.dataflow.select import within
@@ -27,7 +28,7 @@ def embeddings(facts: Facts, stack_of: Callable[[fx.Node], str]) -> list[Embeddi
             continue
         h = module_output(facts, node)
         site = Site(
-            "embed.out", None, stack, path_of(node), h, feature_width(h) or 0,
+            "embed.out", None, stack, module_of(node), h, feature_width(h) or 0,
             readers=tuple(h.users), lookup=lookup_of(node),
         )  # fmt: skip
         found[stack] = Embedding(site, ids, table)
@@ -45,7 +46,7 @@ def ids_behind(facts: Facts, index: fx.Node) -> fx.Node | None:
 
 def leaving(facts: Facts, node: fx.Node) -> fx.Node | None:
     """The one value that leaves a module and is made of `node` and weights; None if others."""
-    path = path_of(node)
+    path = module_of(node)
     inside = [n for n in facts.of(facts.descendants[node]) if path and within(n, path)]
     ends = [n for n in inside if any(not within(u, path) for u in n.users)]
     if len(ends) != 1 or feature_width(ends[0]) != feature_width(node):
@@ -66,12 +67,7 @@ def module_output(facts: Facts, node: fx.Node) -> fx.Node:
         return whole
     while len(node.users) == 1:
         reader = next(iter(node.users))
-        if path_of(reader) != path_of(node) or not path_of(node):
+        if module_of(reader) != module_of(node) or not module_of(node):
             break
         node = reader
     return node
-
-
-def path_of(node: fx.Node) -> str:
-    """The module path of a node."""
-    return node.meta.get("module", "")

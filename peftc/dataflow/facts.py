@@ -244,6 +244,8 @@ class Facts:
         op, args = self.op[node], node.args
         x: Any
         bias: Any = None
+        h: Any = node
+        reader: Any = node
         if op == "linear":
             x, w, transposed = args[0], args[1], False
             bias = args[2] if len(args) > 2 else None
@@ -253,24 +255,21 @@ class Facts:
             if op == "bmm" and self.weight_of(args[0]) is not None:
                 return self._column_product(node)
             x, w, transposed = args[0], args[1], True
-        elif op in ("conv1d", "convolution") and pointwise(node):
-            x, w, transposed = args[0], args[1], False
+        elif pointwise(node):
+            # Capture has put it between two permutations: outside them its channels stand last.
+            reader, h = args[0], next(iter(node.users))
+            x, w, transposed = reader.args[0], args[1], False  # type: ignore[union-attr]
             bias = args[2] if len(args) > 2 else None
         else:
             return None
         name = self.weight_of(w)
         if name is None or not isinstance(x, fx.Node) or not self.active(x):
             return None
-        h, reader = node, node
         if op in ("addmm", "mm"):
             source, result = x, list(node.users)
             flattened = self.op[source] == "reshape" and len(result) == 1
             if flattened and self.op[result[0]] == "reshape":
                 h, x, reader = result[0], source.args[0], source
-        if op in ("conv1d", "convolution"):
-            # Capture has put it between two permutations: outside them its channels stand last.
-            x, reader = x.args[0], x
-            h = next(iter(node.users))
         width, in_width = feature_width(h), feature_width(x)
         if width is None or in_width is None:
             return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from peftc.capture.normalise import module_of
 from peftc.capture.program import Program
 from peftc.dataflow.attention import Core, cores
 from peftc.dataflow.embeddings import embeddings
@@ -101,7 +102,7 @@ class Finder:
             first.setdefault(stack, block.residual.skip)
             if block.core is not None:
                 cross = self.is_cross(block)
-                place = (numbered_path(self.path(block.core.node)), False)
+                place = (numbered_path(module_of(block.core.node)), False)
                 if not cross and begun.get(stack) != (place[0], True):
                     layers[stack] = layers.get(stack, 0) + 1
                 if not cross:
@@ -111,7 +112,7 @@ class Finder:
                 attentions += own
                 sites += found
             elif mixes(self.facts, block.term, block.region):
-                place = numbered_path(self.path(block.term))
+                place = numbered_path(module_of(block.term))
                 beside = any(b.core for b in blocks if b.residual is block.residual)
                 if not beside and begun.get(stack, ("", False))[0] != (place or None):
                     layers[stack] = layers.get(stack, 0) + 1
@@ -241,7 +242,7 @@ class Finder:
             o = outputs[-1]
             found.append(
                 Site(
-                    f"{group}.heads", layer, stack, self.path(o.x), o.x, o.in_width,
+                    f"{group}.heads", layer, stack, module_of(o.x), o.x, o.in_width,
                     readers=(o.reader,),
                 )
             )  # fmt: skip
@@ -281,7 +282,7 @@ class Finder:
             found.append(self.projected(role, layer, stack, up, down.x))
         found.append(
             Site(
-                "ffn.act", layer, stack, self.path(down.x), down.x, down.in_width,
+                "ffn.act", layer, stack, module_of(down.x), down.x, down.in_width,
                 readers=(down.reader,),
             )
         )  # fmt: skip
@@ -320,7 +321,7 @@ class Finder:
             role,
             layer,
             stack,
-            self.path(projection.node),
+            module_of(projection.node),
             h,
             len(rows),
             projection.x,
@@ -338,7 +339,7 @@ class Finder:
         # The projection's module, where nothing but casts and dropouts stands behind it.
         made_by = outputs[-1] if outputs else None
         direct = made_by is not None and self.facts.strip(term) in (made_by.h, made_by.node)
-        module = self.path(made_by.node) if direct and made_by else self.path(term)
+        module = module_of(made_by.node) if direct and made_by else module_of(term)
         return Site(
             role,
             layer,
@@ -368,7 +369,7 @@ class Finder:
             readers = tuple(u for u in after.users if self.facts.is_tensor(u))
             width = feature_width(after) or 0
             found.append(
-                Site("block.out", layer, stack, self.path(after), after, width, readers=readers)
+                Site("block.out", layer, stack, module_of(after), after, width, readers=readers)
             )
         return found
 
@@ -381,8 +382,3 @@ class Finder:
         if before and len(readers) == 1 and self.facts.op[readers[0]] == self.facts.op[before[0]]:
             return readers[0]
         return end
-
-    @staticmethod
-    def path(node: fx.Node) -> str:
-        """The module path of a node."""
-        return node.meta.get("module", "")

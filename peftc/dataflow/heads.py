@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftc.capture.normalise import module_of
 from peftc.dataflow.attention import Core
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.fused import part_of, size_of_one, tiled
@@ -25,9 +26,8 @@ def attention_at(facts: Facts, core: Core, role: str, layer: int, stack: str) ->
             (n for n in (width // value_dim,) if n and heads % n == 0 and n <= heads), heads
         )
     in_turn = kv_heads < heads and tiled(facts, made_by[-1], core.v, value_dim)
-    path = core.node.meta.get("module", "")
     return Attention(
-        role, layer, stack, path, core.node, core.q, core.k, core.v, core.mask,
+        role, layer, stack, module_of(core.node), core.node, core.q, core.k, core.v, core.mask,
         heads, kv_heads, head_dim, value_dim, core.scores,
         core.out if core.scores is not None else None, tiled=in_turn,
     )  # fmt: skip

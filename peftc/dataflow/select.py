@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
+from peftc.capture.normalise import module_of
 from peftc.capture.program import Program
 from peftc.dataflow.facts import Facts, feature_width, lookup_of
 from peftc.dataflow.report import spans
@@ -44,7 +45,7 @@ def module_paths(program: Program) -> list[str]:
     """The paths of all modules that computed some node, parents included."""
     found: dict[str, None] = {}
     for node in program.graph.nodes:
-        parts = node.meta.get("module", "").split(".")
+        parts = module_of(node).split(".")
         for k in range(1, len(parts) + 1):
             found[".".join(parts[:k])] = None
     return [p for p in found if p]
@@ -99,7 +100,7 @@ def module_input(facts: Facts, path: str) -> Site | None:
 
 def within(node: fx.Node, path: str) -> bool:
     """Whether a node was computed in the module at `path` or inside it."""
-    own = node.meta.get("module", "")
+    own = module_of(node)
     return own == path or own.startswith(path + ".")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import own_models
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput
 
 from peftc.capture import capture
 from peftc.dataflow import find_sites
@@ -82,18 +81,12 @@ class Wired(own_models.OwnModel):
         self.blocks = nn.ModuleList(own_models.Block(attention, "before") for _ in range(2))
         self.low, self.norm = nn.Parameter(torch.zeros(WIDTH)), nn.LayerNorm(WIDTH)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> CausalLMOutput:
-        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+    def stream(self, x: Tensor, mask: Tensor) -> Tensor:
         low = self.low.expand_as(x)
         for _ in range(self.rounds):
-            low = self.norm(self.blocks[0](low + x, attention_mask))
-            x = self.norm(self.blocks[1](x + low, attention_mask))
-        return CausalLMOutput(logits=self.head(x))
+            low = self.norm(self.blocks[0](low + x, mask))
+            x = self.norm(self.blocks[1](x + low, mask))
+        return x
 
 
 def sites_of(attention: type[own_models.Attention], rounds: int = 1):
@@ -139,8 +132,7 @@ def test_an_embedding_s_output_is_behind_what_its_module_makes_of_it():
 
 
 def test_attention_inside_blocks_of_tokens_has_no_heads_to_name():
-    model = Wired(Blocked).eval()
-    sites = find_sites(capture(model))
+    sites = sites_of(Blocked)
     assert not sites.attentions
     assert [s.role for s in sites.sites if s.layer == 0 and s.role.endswith(".out")] == [
         "mixer.out",
