@@ -12,7 +12,7 @@ from peftc.dataflow.site import Attention, Sites
 from peftc.interop.draft import Draft, Found, Places, key_of
 from peftc.spec import Spec, load_spec
 from peftc.spec.catalogue import names
-from peftc.spec.schema import ROLES
+from peftc.spec.insertion import ROLES
 
 
 def spec_of_draft(draft: Draft, places: Places, about: str) -> Spec:

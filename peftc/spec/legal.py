@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from peftc.spec.deltas import all_deltas
 from peftc.spec.deltas.base import DeltaOptions
-from peftc.spec.schema import ROLES, Insertion
+from peftc.spec.insertion import ROLES, Insertion
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 READS = {"sequential": ("h", "stream"), "parallel": ("x",)}  # what `reads` may add to `form`

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
 from peftc.spec.deltas import all_deltas
 from peftc.spec.find import find, source_of
+from peftc.spec.insertion import Insertion
 from peftc.spec.legal import illegal, narrowing
 from peftc.spec.problems import diagnostics, listed, near
 from peftc.spec.resolved import Spec
-from peftc.spec.schema import Insertion, Use, Written
+from peftc.spec.schema import Use, Written
 from peftc.spec.source import VALUES, Source, read_source
 from peftc.spec.tasks import with_tasks
 from peftc.spec.variables import substituted, variables_of

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from peftc.diagnostics import Span, error
+from peftc.spec.insertion import Insertion
 from peftc.spec.layers import Layers
 from peftc.spec.problems import listed, near
-from peftc.spec.schema import Expect, Export, Insertion, Task, Unfreeze, Written
+from peftc.spec.schema import Expect, Export, Task, Unfreeze, Written
 from peftc.spec.source import Source
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from peftc.diagnostics import Diagnostic, PeftcError
 from peftc.spec.deltas import all_deltas
+from peftc.spec.insertion import Insertion, Variant
 from peftc.spec.legal import IDENTIFIER, illegal
 from peftc.spec.problems import near
-from peftc.spec.schema import Insertion, Task, Variant
+from peftc.spec.schema import Task
 from peftc.spec.source import Source
 
 SIZES = {"scale", "init"}  # of a composition: what may differ from task to task

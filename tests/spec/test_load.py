@@ -14,8 +14,8 @@ from peftc.diagnostics import PeftcError
 from peftc.spec import Layers, load_spec
 from peftc.spec.catalogue import names
 from peftc.spec.deltas import all_deltas
+from peftc.spec.insertion import ROLES
 from peftc.spec.load import resolve
-from peftc.spec.schema import ROLES
 from peftc.spec.source import parse
 
 
