@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from peftc.spec.source import LARGEST
+from peftc.spec.parse import LARGEST
 
 OPERATORS = {
     ast.Add: operator.add,

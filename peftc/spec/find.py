@@ -10,8 +10,9 @@ import yaml
 
 from peftc.diagnostics import Span, error
 from peftc.spec.catalogue import names, path_of
+from peftc.spec.parse import parse, read_source
 from peftc.spec.problems import near
-from peftc.spec.source import Source, parse, read_source
+from peftc.spec.source import Source
 
 
 def source_of(given: str | Path | Mapping[str, Any]) -> Source:

@@ -14,10 +14,11 @@ from peftc.spec.deltas import all_deltas
 from peftc.spec.find import find, source_of
 from peftc.spec.insertion import Insertion
 from peftc.spec.legal import illegal, narrowing
+from peftc.spec.parse import VALUES, read_source
 from peftc.spec.problems import diagnostics, listed, near
 from peftc.spec.resolved import Spec
 from peftc.spec.schema import Use, Written
-from peftc.spec.source import VALUES, Source, read_source
+from peftc.spec.source import Source
 from peftc.spec.tasks import with_tasks
 from peftc.spec.variables import substituted, variables_of
 

@@ -16,7 +16,7 @@ from peftc.spec.catalogue import names
 from peftc.spec.deltas import all_deltas
 from peftc.spec.insertion import ROLES
 from peftc.spec.load import resolve
-from peftc.spec.source import parse
+from peftc.spec.parse import parse
 
 
 @pytest.mark.parametrize("name", names())

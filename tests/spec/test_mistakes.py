@@ -241,6 +241,26 @@ def test_all_mistakes_are_said_at_once_and_each_once(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "line", "column", "text"),
+    [
+        (b"\xef\xbb\xbfname: \xc3\xa9\xff\n", 1, 8, "name: é�"),
+        (b"peftc: 1\rname: \xff\rabout: x\n", 2, 7, "name: �"),
+        (b"peftc: 1\rname: \x00\n", 2, 7, "name: \x00"),
+    ],
+    ids=["behind a byte order mark", "in lines that end with \\r", "a control character there"],
+)
+def test_a_byte_that_is_no_text_is_found(data, line, column, text, tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_bytes(data)
+    with pytest.raises(PeftcError) as caught:
+        load_spec(path)
+    [found] = caught.value.diagnostics
+    assert found.span is not None
+    assert (found.code, found.span.line, found.span.column) == ("E001", line, column)
+    assert found.span.text == text
+
+
 def test_specs_that_use_one_another_in_a_circle_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text(HEAD + "insert:\n  - {id: x, use: b.yaml}\n")
     (tmp_path / "b.yaml").write_text(HEAD + "insert:\n  - {id: x, use: a.yaml}\n")

@@ -11,7 +11,7 @@ from peftc.cli.main import run
 from peftc.spec import load_spec
 from peftc.spec.catalogue import names, path_of
 from peftc.spec.json_schema import MODELINE, json_schema, schema_path
-from peftc.spec.source import parse
+from peftc.spec.parse import parse
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 RIGHT = {"peftc": 1, "name": "x", "insert": [

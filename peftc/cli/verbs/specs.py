@@ -119,7 +119,7 @@ def as_written(name: str) -> str:
     """The text of a spec's file; a plan holds its spec expanded."""
     from peftc.plan_file import is_plan
     from peftc.spec.find import find
-    from peftc.spec.source import read_text
+    from peftc.spec.parse import read_text
 
     if is_plan(name):
         return read_spec(name)[0].to_yaml()
