@@ -31,7 +31,7 @@ from peftc.backends.weights import Source, write
 from peftc.capture import capture
 from peftc.capture.load import load_model
 from peftc.capture.program import STORED
-from peftc.capture.stored import stored_weights
+from peftc.capture.weight_files import stored_weights
 
 TABLE = Path(__file__).parents[1] / "docs" / "export-memory.md"
 NEEDED = 10e9  # bytes of free disk

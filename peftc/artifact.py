@@ -20,7 +20,8 @@ from peftc.capture.fake import has_numbers
 from peftc.capture.listing import listing
 from peftc.capture.load import load_model
 from peftc.capture.program import PEFT_PREFIX, STORED
-from peftc.capture.stored import StoredWeights, fill_buffers, stored_of, stored_weights
+from peftc.capture.stored import StoredWeights, fill_buffers, stored_of
+from peftc.capture.weight_files import stored_weights
 from peftc.card import card
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, read_facts, sha256, staged

@@ -15,7 +15,8 @@ from peftc.backends.base import Backend
 from peftc.backends.weights import BASE, Source, write
 from peftc.capture.load import load_model
 from peftc.capture.program import PEFT_PREFIX, Program, attribute
-from peftc.capture.stored import INDEX, Stored, StoredWeights
+from peftc.capture.stored import Stored, StoredWeights
+from peftc.capture.weight_files import INDEX
 from peftc.diagnostics import error
 from peftc.passes.base import settled
 from peftc.pieces.base import Piece

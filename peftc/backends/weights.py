@@ -18,15 +18,8 @@ from peftc.api import APPLIED, Applied
 from peftc.artifact import weight_hashes
 from peftc.capture.fake import has_numbers
 from peftc.capture.program import STORED, Program
-from peftc.capture.stored import (
-    CHUNK,
-    DTYPES,
-    Stored,
-    StoredWeights,
-    own_copy,
-    read_index,
-    stored_weights,
-)
+from peftc.capture.stored import CHUNK, Stored, StoredWeights, own_copy
+from peftc.capture.weight_files import DTYPES, read_header, stored_weights
 from peftc.diagnostics import error
 from peftc.passes.base import DEFERRED, set_parameter
 
@@ -86,7 +79,7 @@ def write(path: Path, sources: Mapping[str, Source]) -> dict[str, Stored]:
         for name in order:
             for part in sources[name].parts():
                 file.write(part)
-    return read_index(path)
+    return read_header(path)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from peftc.capture.program import STORED, Program, attribute
 from peftc.diagnostics import error
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CHUNK = 1 << 20  # bytes read at a time: a digest needs no more memory than this
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,85 +138,6 @@ def nearest(name: str, keys: Collection[str]) -> str:
     return next((k for k in keys if fits(name, k)), next(iter(keys)))
 
 
-def stored_weights(source: str | Path, revision: str | None = None) -> StoredWeights | None:
-    """The weights of a model folder, or of a hub name in the local cache; None without any.
-
-    Raises:
-        PeftcError: E303 for a damaged file.
-    """
-    files = weight_files(Path(source), revision)
-    tensors: dict[str, Stored] = {}
-    for path in files:
-        tensors |= read_index(path)
-    return StoredWeights(tuple(files), tensors) if files else None
-
-
-def weight_files(source: Path, revision: str | None) -> list[Path]:
-    """The safetensors file of a model, or its shards."""
-    if source.is_dir():
-        index, single = source / INDEX, source / SINGLE
-    else:
-        from transformers.utils.hub import cached_file
-
-        def cached(name: str) -> Path:
-            try:
-                found = cached_file(
-                    str(source), name, revision=revision, local_files_only=True,
-                    _raise_exceptions_for_missing_entries=False,
-                    _raise_exceptions_for_connection_errors=False,
-                    _raise_exceptions_for_gated_repo=False,
-                )  # fmt: skip
-            except (OSError, ValueError):  # a folder that is gone is no hub name
-                found = None
-            return Path(found or name)
-
-        index, single = cached(INDEX), cached(SINGLE)
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, KeyError, AttributeError) as cause:
-        raise error("E303", f"{index} cannot be read: {cause}") from cause
-    return [index.parent / name for name in dict.fromkeys(shards)]
-
-
-def read_index(path: Path) -> dict[str, Stored]:
-    """The header of a safetensors file: what is where.
-
-    Raises:
-        PeftcError: E303 where it is missing, is no safetensors file, or stops early.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError(f"its header should have {length:,} bytes, the file has {size:,}")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        start = 8 + length
-        result = {}
-        for key, facts in header.items():
-            first, last = facts["data_offsets"]
-            dtype = DTYPES.get(facts["dtype"])
-            result[key] = Stored(path, dtype, tuple(facts["shape"]), start + first, last - first)
-        end = max((t.offset + t.length for t in result.values()), default=start)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as cause:
-        why = getattr(cause, "strerror", None) or cause
-        raise error(
-            "E303", f"{path} cannot be read: {why}", help=("copy the model folder again",)
-        ) from cause
-    if end > size:
-        raise error(
-            "E303",
-            f"{path} is damaged: it has {size:,} bytes, its header says {end:,}",
-            help=("copy it again: a copy that stopped early looks like this",),
-        )
-    return result
-
-
 def fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
     """Give persistent buffers what the files hold for them: statistics, position ids."""
     saved = model.state_dict(keep_vars=True)
@@ -248,11 +161,8 @@ def own_copy(program: Program, name: str) -> Tensor:
         PeftcError: E315 where the graph was captured without weights and no file has this one.
     """
     value = attribute(program, name).detach()
-    return read(program, name, value) if isinstance(value, FakeTensor) else value.clone()
-
-
-def read(program: Program, name: str, value: Tensor) -> Tensor:
-    """The numbers of the fake weight `value`."""
+    if not isinstance(value, FakeTensor):
+        return value.clone()
     stored = stored_of(program)
     place = stored.get(name) if stored is not None else None
     if place is None:
