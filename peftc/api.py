@@ -15,9 +15,11 @@ from peftc.capture.load import load_model
 from peftc.dataflow import find_sites
 from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
-from peftc.initial import Words, initial_values, start
-from peftc.planner import Plan, make_plan
+from peftc.initial import initial_values, start
+from peftc.planned import Plan
+from peftc.planner import make_plan
 from peftc.spec import Spec, load_spec
+from peftc.words import Words
 
 APPLIED = "peftc.applied"  # the key, in a Program's meta, of what `apply` did to it
 

@@ -2,77 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
-from peftc.capture.load import load_tokenizer
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Attention, Embedding
-from peftc.diagnostics import PeftcError, error
+from peftc.diagnostics import error
+from peftc.planned import Plan
+from peftc.spec import Insertion
 from peftc.spec.deltas.prompt import FREQUENT
+from peftc.words import Words, checked, spelt
 
-if TYPE_CHECKING:
-    from peftc.planner import Plan
-    from peftc.spec import Insertion
-
-NO_WORD = re.compile(r"\[.+\]|<.+>")  # [unused7], <extra_id_0>, <0x0A>: marks and bytes
-UNNAMED = re.compile(r"LABEL_\d+")
 OF_THE_MODEL = ("vocab", "labels", "text", "ids")
-
-
-class Words:
-    """Text -> token ids, with a tokenizer that is given, or the one beside the model's weights."""
-
-    def __init__(self, tokenizer: Any = None, reference: str | None = None) -> None:
-        self.given = tokenizer
-        self.reference = reference
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer.
-
-        Raises:
-            PeftcError: E083 where there is none.
-        """
-        if self.given is None:
-            self.given = load_tokenizer(self.reference)
-        return self.given
-
-    def ids(self, text: str) -> list[int]:
-        """The ids of a text, without the marks that a tokenizer puts around it.
-
-        Raises:
-            PeftcError: E083 without a tokenizer, E114 for a text of no tokens.
-        """
-        found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not found:
-            raise error("E114", f"the text {text!r} has no tokens to start from")
-        return list(found)
-
-    def frequent(self, count: int, rows: int, config: Any) -> list[int]:
-        """The first `count` ids, of a table of `rows`, that stand for words.
-
-        Subword vocabularies are in order of frequency, or nearly so. Where there is no tokenizer,
-        only what the config calls special is left out.
-        """
-        values = [v for k, v in vars(config).items() if k.endswith("_token_id")]
-        special = {i for v in values for i in (v if isinstance(v, list) else [v])}
-        names: list[str] = []
-        if self.given is not None or self.reference is not None:
-            try:
-                special |= set(self.tokenizer.all_special_ids)
-                rows = min(rows, len(self.tokenizer))
-                names = self.tokenizer.convert_ids_to_tokens(list(range(rows)))
-            except PeftcError:
-                self.reference = None
-        marks = {k for k, name in enumerate(names) if name is None or NO_WORD.fullmatch(name)}
-        return [k for k in range(rows) if k not in special | marks][:count]
 
 
 def initial_values(plan: Plan, words: Words, seed: int) -> dict[str, tuple[Tensor, ...]]:
@@ -130,34 +76,6 @@ def starts_from_model(insertion: Insertion) -> bool:
     return getattr(init, "kind", None) in OF_THE_MODEL
 
 
-def problem(insertion: Insertion, labels: Sequence[str]) -> str | None:
-    """Why an insertion cannot start as it says on a model with these labels, or None."""
-    if not starts_from_model(insertion):
-        return None
-    options = insertion.delta.options
-    network = options.reparam or getattr(options, "encoder", None)
-    if network is not None and network.hidden < options.tokens:
-        return (
-            f"{options.tokens} tokens cannot be fitted through {network.hidden} hidden features: "
-            "`hidden` must be at least `tokens`"
-        )
-    if options.init.kind != "labels":
-        return None
-    if len(labels) > options.tokens:
-        return f"{len(labels)} labels need as many `tokens`, there are {options.tokens}"
-    if getattr(options, "ensemble", None) and len(labels) == options.tokens:
-        return "an ensemble that starts from the labels alone stays equal: more `tokens`"
-    if not labels or all(map(UNNAMED.fullmatch, labels)):
-        return "the model's labels have no names: give them, --labels negative,positive"
-    return None
-
-
-def labels_of(config: Any) -> tuple[str, ...]:
-    """The names of a model's labels, in the order of its scores."""
-    names = getattr(config, "id2label", None) or {}
-    return tuple(str(names[k]) for k in sorted(names, key=int))
-
-
 def prompts(
     options: Any,
     embedding: Embedding,
@@ -198,27 +116,6 @@ def prompt_rows(
     drawn = torch.randint(len(frequent), (tokens - len(labels),), generator=random)
     rest = [embedded([frequent[k]], embedding, program) for k in drawn.tolist()]
     return torch.cat([*labels, *rest])
-
-
-def spelt(start: Any, tokens: int, words: Words, vocabulary: int) -> list[int]:
-    """The ids of `text` or `ids`, repeated or cut to `tokens`."""
-    ids = checked(words.ids(start.text) if start.kind == "text" else start.ids, vocabulary)
-    return [ids[k % len(ids)] for k in range(tokens)]
-
-
-def checked(ids: Sequence[int], vocabulary: int) -> list[int]:
-    """The ids, all of them in the vocabulary.
-
-    Raises:
-        PeftcError: E114 where one is not.
-    """
-    if bad := [k for k in ids if k >= vocabulary]:
-        raise error(
-            "E114",
-            f"the id {bad[0]} is not in the model's vocabulary of {vocabulary}",
-            help=(f"ids are 0 to {vocabulary - 1}", "text needs the model's own tokenizer"),
-        )
-    return list(ids)
 
 
 def embedded(ids: Sequence[int], embedding: Embedding, program: Program) -> Tensor:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from peftc.capture.program import attribute
 from peftc.dataflow.report import spans
 from peftc.dataflow.select import explain_no_match, nearest_glob
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, Span
-from peftc.passes.ensemble import cannot_vote
 from peftc.spec import Insertion, Spec
 
 
@@ -92,8 +90,18 @@ def no_attention(sites: Sites, name: str, span: Span | None) -> Diagnostic:
     )
 
 
+def no_linear(kind: str, place: Site, span: Span | None) -> Diagnostic:
+    """E109: a low-rank update where there is no linear for it to be merged into."""
+    return Diagnostic(
+        "E109",
+        f"`{kind}` needs a linear; `{place.module or place.name}` is none",
+        span,
+        help=("use `bottleneck` or `pipe` there",),
+    )
+
+
 def rank_too_large(
-    spec: Spec, k: int, place: Site, read: int, rank: int, sites: Sites
+    place: Site, read: int, rank: int, sites: Sites, span: Span | None
 ) -> Diagnostic:
     """E103: a rank that reduces nothing."""
     limit = min(place.width, read)
@@ -112,7 +120,7 @@ def rank_too_large(
     return Diagnostic(
         "E103",
         f"rank {rank} is too large for the layer",
-        spec.span("insert", k, "delta", spec.insert[k].delta.kind, "rank"),
+        span,
         label=f"{role}{where}: {read} > {place.width}{heads}",
         help=(f"rank must be below {limit} here; ranks above 64 rarely help",),
     )
@@ -146,38 +154,3 @@ def nothing_to_unfreeze(spec: Spec, k: int, entry: Any, sites: Sites) -> Diagnos
         said,
         help=tuple(help),
     )
-
-
-def no_ensemble(spec: Spec, k: int, sites: Sites) -> list[Diagnostic]:
-    """E115: a second ensemble, and votes on what has no classes."""
-    options = spec.insert[k].delta.options
-    if getattr(options, "ensemble", None) is None:
-        return []
-    where = spec.span("insert", k, "delta", "prompt", "ensemble")
-    found = []
-    for other in spec.insert[:k]:
-        if getattr(other.delta.options, "ensemble", None):
-            text = f"`{other.id}` is an ensemble already, and a model can have one"
-            found.append(Diagnostic("E115", text, where))
-    if why := cannot_vote(options, sites.program.signature):
-        found.append(Diagnostic("E115", why, where, help=("`vote: mean` averages the outputs",)))
-    return found
-
-
-def no_infix(
-    spec: Spec, k: int, places: Sequence[Site | Attention], sites: Sites
-) -> list[Diagnostic]:
-    """E116: a prefix in front of a token that the model cannot be given."""
-    before = getattr(spec.insert[k].delta.options, "before", None)
-    if before is None:
-        return []
-    where = spec.span("insert", k, "delta", "prefix", "before")
-    rows = {e.site.stack: attribute(sites.program, e.table).shape[0] for e in sites.embeddings}
-    for stack in dict.fromkeys(p.stack for p in places):
-        of = f"the {stack}" if stack else sites.program.signature.model_class
-        if stack not in rows:
-            return [Diagnostic("E116", f"{of} reads no token ids to look for {before} in", where)]
-        if before >= rows[stack]:
-            text = f"{of} has no token {before}: its ids are 0 to {rows[stack] - 1}"
-            return [Diagnostic("E116", text, where)]
-    return []

@@ -32,7 +32,8 @@ from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
 from peftc.pieces.bank import ShiftedRows
-from peftc.planner import Plan, Planned
+from peftc.planned import Plan, Planned
+from peftc.words import plain_token
 
 # What passes note on nodes for one another, and nothing after them reads.
 MARKS = ("replaced_by", "replaced_for", "parallel", "lengthens", "stale")
@@ -201,12 +202,6 @@ def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
         insertion.id, embedding, plan.sites, piece, dummy,  # type: ignore[arg-type]
         trim=compose.trim, padding=compose.padding == "ids",
     )  # fmt: skip
-
-
-def plain_token(config: object, vocabulary: int) -> int:
-    """A token id that the config gives no special meaning."""
-    special = {v for k, v in vars(config).items() if k.endswith("_token_id") and isinstance(v, int)}
-    return next(k for k in range(min(3, vocabulary - 1), vocabulary) if k not in special)
 
 
 def infix_of(before: int | None, sites: Sites) -> Infix | None:

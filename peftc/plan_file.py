@@ -14,8 +14,8 @@ from peftc.diagnostics import error
 from peftc.files import FORMAT, write_text
 from peftc.spec import Spec, load_spec
 
-if TYPE_CHECKING:  # the planner imports torch, and `check plan.json` is to do without
-    from peftc.planner import Plan
+if TYPE_CHECKING:  # plans import torch, and `check plan.json` is to do without
+    from peftc.planned import Plan
 
 COMPARED = ("model", "insertions", "unfrozen", "parameters")
 

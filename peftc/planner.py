@@ -3,105 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
-from peftc.build import build_gates, count_parameters, options_at, reading_width
+from peftc.build import count_parameters
 from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError, Span
-from peftc.initial import labels_of
-from peftc.initial import problem as cannot_start
-from peftc.misfit import (
-    no_ensemble,
-    no_infix,
-    no_layers,
-    no_match,
-    nothing_to_unfreeze,
-    partly,
-    rank_too_large,
-)
-from peftc.pieces import piece_class
+from peftc.fit import unfit
+from peftc.misfit import no_layers, no_match, nothing_to_unfreeze, partly
+from peftc.planned import Plan, Planned
 from peftc.spec import Insertion, Spec
-from peftc.task_plan import PlannedHead, check_rows, plan_heads
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One insertion of the spec at its places. `parameters` counts what it adds."""
-
-    insertion: Insertion
-    places: tuple[Site | Attention, ...]
-    counts: dict[str, int]  # places by entry of `at`
-    parameters: int
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers it touches, in order."""
-        return tuple(sorted({p.layer for p in self.places if p.layer is not None}))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `apply` will do to one model: data, no tensors."""
-
-    spec: Spec
-    sites: Sites
-    insertions: tuple[Planned, ...]
-    unfrozen: tuple[str, ...]  # parameters of the base that become trainable
-    notes: tuple[Diagnostic, ...]
-    base: int  # parameters of the captured model
-    unfrozen_count: int
-    heads: tuple[PlannedHead, ...] = ()
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks by which a bank tells its pieces apart; none where there is one at most."""
-        return tuple(h.task for h in self.heads) if len(self.heads) > 1 else ()
-
-    def labels(self, task: str = "") -> tuple[str, ...]:
-        """The labels of a task, of the only one, or of the model itself."""
-        return task_labels(self.spec, task, self.sites)
-
-    @property
-    def inserted(self) -> int:
-        """Parameters that the insertions and the heads of tasks add."""
-        return sum(p.parameters for p in (*self.insertions, *self.heads))
-
-    @property
-    def trainable(self) -> int:
-        """Parameters that will have gradients."""
-        return self.inserted + self.unfrozen_count
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as data: every place with its module path and sizes."""
-        return {
-            "format_version": "1.0",
-            "spec": self.spec.name,
-            "model": self.sites.program.signature.model_class,
-            "insertions": [
-                {
-                    "id": p.insertion.id,
-                    "delta": p.insertion.delta.kind,
-                    "compose": p.insertion.composition.kind,
-                    "parameters": p.parameters,
-                    **({"share": p.insertion.share} if p.insertion.share else {}),
-                    "sites": [place_json(place) for place in p.places],
-                }
-                for p in self.insertions
-            ],
-            **({"tasks": [h.to_json() for h in self.heads]} if self.heads else {}),
-            "unfrozen": list(self.unfrozen),
-            "parameters": {
-                "base": self.base,
-                "inserted": self.inserted,
-                "trainable": self.trainable,
-            },
-            "notes": [n.to_json() for n in self.notes],
-        }
+from peftc.task_plan import check_rows, plan_heads
 
 
 def make_plan(spec: Spec, sites: Sites) -> Plan:
@@ -114,27 +27,28 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     notes: list[Diagnostic] = []
     planned: list[Planned] = []
     heads = plan_heads(spec, sites, problems)
+    only = next(iter(spec.tasks)) if len(spec.tasks) == 1 else ""
     for k, insertion in enumerate(spec.insert):
-        if len(spec.tasks) == 1:
-            insertion = insertion.for_task(next(iter(spec.tasks)))
+        if only:
+            insertion = insertion.for_task(only)
         places, counts = resolve(spec, k, sites, problems, notes)
-        if places:
-            found = len(problems)
-            for task, own in insertion.variants(spec.tasks).items():
-                if len(problems) == found:
-                    labels = task_labels(spec, task, sites)
-                    check_sizes(spec, k, own, places, sites, labels, problems)
-            if insertion.share == "per_task":
-                check_rows(spec, k, places, sites, problems)
-            if len(problems) > found:
-                continue
+        if not places:
+            continue
+        found = len(problems)
+        for task, own in insertion.variants(spec.tasks).items():
+            if len(problems) == found:
+                problems += unfit(spec, k, task or only, own, places, sites)
+        if insertion.share == "per_task":
+            check_rows(spec, k, places, sites, problems)
+        if len(problems) == found:
             count = count_parameters(insertion, places, sites, spec.tasks)
             planned.append(Planned(insertion, tuple(places), counts, count))
+    if not problems:  # else the places of what does not fit are missing from the count
+        check_expectations(spec, sites, planned, problems)
     unfrozen = unfrozen_names(spec, sites, problems)
-    check_expectations(spec, sites, planned, problems)
     if problems:
         raise PeftcError(problems)
-    sizes = parameter_sizes(sites)
+    sizes = {n: p.numel() for n, p in sites.program.named_parameters()}
     return Plan(
         spec=spec,
         sites=sites,
@@ -209,89 +123,6 @@ def kept_of(
     return [p for p in found if p.layer is None or p.layer not in gone[p.stack]]
 
 
-def task_labels(spec: Spec, task: str, sites: Sites) -> tuple[str, ...]:
-    """The labels of a task, of the only one, or of the model itself."""
-    only = next(iter(spec.tasks)) if len(spec.tasks) == 1 else None
-    head = spec.tasks.get(task or only or "")
-    return head.head.options.names if head else labels_of(sites.program.signature.config)
-
-
-def check_sizes(
-    spec: Spec,
-    k: int,
-    insertion: Insertion,
-    places: Sequence[Site | Attention],
-    sites: Sites,
-    labels: Sequence[str],
-    problems: list[Diagnostic],
-) -> None:
-    """Refuse layers without a size, ranks that reduce nothing, and low rank without a linear."""
-    try:
-        options = [options_at(insertion, place, sites) for place in places]
-    except ValueError as cause:
-        where = spec.span("insert", k, "delta")
-        problems.append(Diagnostic("E107", f"`{insertion.delta.kind}`: {cause}", where))
-        return
-    if insertion.delta.kind == "pipe":
-        check_pipe(spec, k, places, problems)
-    if why := cannot_start(insertion, labels):
-        where = spec.span("insert", k, "delta", insertion.delta.kind, "init")
-        problems.append(Diagnostic("E114", why, where))
-    if insertion.gate is not None:
-        try:
-            build_gates(insertion, [p for p in places if isinstance(p, Attention)], sites)
-        except LookupError as cause:
-            message = f"the gate of `{insertion.id}` has nothing to read: {cause}"
-            problems.append(Diagnostic("E101", message, spec.span("insert", k, "compose")))
-    problems += no_ensemble(spec, k, sites) + no_infix(spec, k, places, sites)
-    if insertion.delta.kind not in ("low_rank", "dora"):
-        return
-    for place, option in zip(places, options, strict=True):
-        if isinstance(place, Attention):
-            continue
-        rank = option.rank
-        kind = piece_class(insertion.delta.kind)
-        looked_up = kind.looks_up and place.lookup is not None
-        kernels = place.weight is not None and not place.weight.matrix
-        if (place.weight is None and not looked_up) or (kernels and kind.reads_weight):
-            problems.append(
-                Diagnostic(
-                    "E109",
-                    f"`{insertion.delta.kind}` needs a linear; "
-                    f"`{place.module or place.name}` is none",
-                    spec.span("insert", k, "at"),
-                    help=("use `bottleneck` or `pipe` there",),
-                )
-            )
-            return
-        if rank >= min(place.width, reading_width(insertion, place)):
-            problems.append(
-                rank_too_large(spec, k, place, reading_width(insertion, place), rank, sites)
-            )
-            return
-
-
-def check_pipe(
-    spec: Spec, k: int, places: Sequence[Site | Attention], problems: list[Diagnostic]
-) -> None:
-    """Refuse steps that do not fit together, or that do not end with the site's features."""
-    insertion = spec.insert[k]
-    for place in places:
-        if isinstance(place, Attention):
-            continue
-        try:
-            with torch.device("meta"):
-                piece_class("pipe").at(
-                    insertion.delta.options, reading_width(insertion, place), place.width
-                )
-        except ValueError as cause:
-            where = spec.span("insert", k, "delta", "pipe") or spec.span("insert", k, "delta")
-            problems.append(
-                Diagnostic("E112", str(cause), where, notes=(f"at {place.role}, {place.module}",))
-            )
-            return
-
-
 def unfrozen_names(spec: Spec, sites: Sites, problems: list[Diagnostic]) -> tuple[str, ...]:
     """The base parameters that `unfreeze` names, each once, in the graph's order."""
     chosen: dict[str, None] = {}
@@ -335,29 +166,3 @@ def check_expectations(
                 help=("is this the model that the spec was written for? else change the number",),
             )
         )
-
-
-def parameter_sizes(sites: Sites) -> dict[str, int]:
-    """Numbers of elements of the captured model's parameters, by name."""
-    return {n: p.numel() for n, p in sites.program.named_parameters()}
-
-
-def place_json(place: Site | Attention) -> dict[str, Any]:
-    """A place as data."""
-    if isinstance(place, Attention):
-        sizes = {
-            "heads": place.heads,
-            "kv_heads": place.kv_heads,
-            "head_dim": place.head_dim,
-            "value_dim": place.value_dim,
-        }
-    else:
-        sizes = {"width": place.width, "in_width": place.in_width}
-    return {
-        "name": place.name,
-        "role": place.role,
-        "layer": place.layer,
-        "stack": place.stack,
-        "module": place.module,
-        **sizes,
-    }

@@ -19,7 +19,7 @@ import peftc
 from peftc.artifact import TENSORS
 from peftc.cli.main import run
 from peftc.diagnostics import PeftcError
-from peftc.initial import Words
+from peftc.words import Words, plain_token
 
 IDS = [5, 9, 7, 12, 6, 11, 8]
 CLOSE = PARITY[torch.float32]
@@ -192,7 +192,7 @@ def test_an_artifact_needs_no_tokenizer_and_plans_neither(model_folder, tmp_path
     def refuse(*_args):
         raise AssertionError("no tokenizer is needed")
 
-    monkeypatch.setattr("peftc.initial.load_tokenizer", refuse)
+    monkeypatch.setattr("peftc.words.load_tokenizer", refuse)
     again = peftc.load(out)
     for name, tensor in stored.items():
         assert torch.equal(again.get_parameter(name), tensor)
@@ -231,3 +231,9 @@ def test_training_goes_on_before_the_fold_from_what_was_saved(tmp_path):
         torch.testing.assert_close(
             folded(**inputs).logits, again(**inputs).logits, rtol=0, atol=1e-6
         )
+
+
+def test_a_token_of_several_that_end_a_text_is_not_plain():
+    config = copy.deepcopy(zoo.model("llama", "base").config)
+    config.eos_token_id = [2, 3]
+    assert plain_token(config, config.vocab_size) == 4

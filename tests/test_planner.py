@@ -61,6 +61,19 @@ def test_a_rank_that_is_no_reduction(tmp_path):
     assert "rank must be below 20 here" in text
 
 
+def test_a_rank_that_one_task_has_is_shown_where_it_is_said(tmp_path):
+    rest = """    share: per_task
+    by_task:
+      b: {delta: {low_rank: {rank: 30}}}
+tasks:
+  a: {head: question_answering}
+  b: {head: question_answering}
+"""
+    text = refusal(tmp_path, "attn.v", "{low_rank: {rank: 3}}", rest)
+    assert "error[E103]: rank 30 is too large" in text
+    assert "mine.yaml:9:36" in text
+
+
 def test_layers_that_the_model_does_not_have(tmp_path):
     text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "    layers: last 8\n")
     assert "error[E107]: `layers: last 8` of a stack of 3 layers" in text
@@ -69,6 +82,13 @@ def test_layers_that_the_model_does_not_have(tmp_path):
 def test_expectations_hold_or_are_refused(tmp_path):
     text = refusal(tmp_path, "attn.out", "{bottleneck: {dim: 3}}", "expect: {sites: 2 per layer}\n")
     assert "the spec expects 6 sites, 2 in each of 3 layers; on this model it has 3" in text
+
+
+def test_what_does_not_fit_is_not_missed_in_the_count_as_well(tmp_path):
+    rest = "expect: {sites: 1 per layer}\n"
+    text = refusal(tmp_path, "attn.v", "{low_rank: {rank: 30}}", rest)
+    assert "error[E103]" in text
+    assert "error[E102]" not in text
 
 
 def test_unfreezing_what_is_not_there(tmp_path):

@@ -18,7 +18,8 @@ from peftc.diagnostics import error
 from peftc.interop.checkpoint import CONFIG, Checkpoint, read_checkpoint
 from peftc.interop.describe import spec_of_draft
 from peftc.interop.draft import Draft, Places, Reader, key_of
-from peftc.planner import Plan, make_plan
+from peftc.planned import Plan
+from peftc.planner import make_plan
 
 
 def import_checkpoint(checkpoint: str | Path | Checkpoint, model: Any) -> Program:

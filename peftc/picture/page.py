@@ -13,7 +13,7 @@ from peftc.build import build_pieces
 from peftc.dataflow.report import report, sizes, spans, where
 from peftc.dataflow.site import Sites
 from peftc.picture.blocks import drawn, picture
-from peftc.planner import Plan, Planned
+from peftc.planned import Plan, Planned
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>%(title)s</title><style>
