@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.api import APPLIED, Applied, rewritten
-from peftc.artifact import trained
+from peftc.api import APPLIED, Applied, rewritten, trained
 from peftc.capture import Program
 from peftc.capture.program import attribute
 from peftc.diagnostics import error

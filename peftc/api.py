@@ -111,6 +111,11 @@ def trainable(graph: Program) -> dict[str, nn.Parameter]:
     return {n: p for n, p in graph.named_parameters() if p.requires_grad}
 
 
+def trained(graph: Program) -> dict[str, nn.Parameter]:
+    """What an artifact stores: every inserted parameter, and the base's unfrozen ones."""
+    return dict(graph.peft_parameters()) | trainable(graph)
+
+
 @dataclass(frozen=True)
 class Origin:
     """The checkpoint of another library that a graph was imported from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 
@@ -126,6 +127,21 @@ def test_a_tensor_of_another_shape_is_refused(artifact):
     assert f"error[E104]: checkpoint tensor {name} is [47, 24], the spec makes [48, 24]" in refusal(
         folder
     )
+
+
+def test_a_head_of_another_size_is_not_laid_to_the_spec(tmp_path):
+    spec = {"peftc": 1, "name": "n", "insert": [], "unfreeze": [{"role": "head"}]}
+    folder = peftc.save(peftc.apply(spec, zoo.captured(*FAMILY)), tmp_path / "out")
+    config = copy.deepcopy(zoo.model(*FAMILY).config)
+    config.num_labels = 3
+    model = type(zoo.model(*FAMILY))(config)
+    model.load_state_dict(
+        {n: p for n, p in zoo.model(*FAMILY).state_dict().items() if "classifier" not in n},
+        strict=False,
+    )
+    text = refusal(folder, model.eval())
+    assert "E104]: checkpoint tensor classifier.weight is [5, 24], the model has [3, 24]" in text
+    assert "give a model with as many labels" in text
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from peftc.api import APPLIED, Applied
-from peftc.artifact import weight_hashes
+from peftc.base_model import weight_hashes
 from peftc.capture.fake import has_numbers
 from peftc.capture.program import STORED, Program
 from peftc.capture.stored import CHUNK, Stored, StoredWeights, own_copy

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from peftc.api import trainable
-from peftc.artifact import weight_hashes
+from peftc.base_model import weight_hashes
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error

@@ -92,7 +92,7 @@ def train(
             for k, texts in (("train", data), ("eval", eval))
         }
         run, start = next_run(artifact, name), artifact
-    read_lock(start)  # a wrong folder is refused before torch is imported
+    read_lock(start)  # a wrong folder is refused before anything is loaded
     facts = job(run, start, files, settings, model, device, resume=resume, silent=json)
     if json:
         emit(facts)

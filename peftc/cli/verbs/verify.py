@@ -64,7 +64,7 @@ def load_quietly(
     """
     from peftc.artifact import read_lock
 
-    lock = read_lock(artifact)  # a wrong folder is refused before torch is imported
+    lock = read_lock(artifact)  # a wrong folder is refused before anything is loaded
     from transformers.utils import logging
 
     import peftc
@@ -74,10 +74,10 @@ def load_quietly(
     place = device_of(device)
     base: Any = model
     if place != "cpu":
-        from peftc.artifact import base_model
+        from peftc.base_model import load_base
 
         # Captured where it will run: constants of the graph are made on the model's device.
-        base = base_model(lock, artifact, model).to(place)
+        base = load_base(lock, artifact, model).to(place)
     graph = peftc.load(artifact, base, weights=weights)
     return graph if without is None else peftc.without(graph, without, insertion)
 
