@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from peftc.capture.program import Program, attribute
-from peftc.passes.base import Keeps, Pass, change, chosen, pieces
-from peftc.passes.linears import maker_of
+from peftc.capture.program import Program
+from peftc.passes.base import Keeps, Pass, chosen, pieces
+from peftc.passes.fold_low_rank import Summed, change_rows, summed
 from peftc.pieces.dora import Dora
 
 aten = torch.ops.aten
@@ -22,6 +22,8 @@ class FoldDora(Pass):
     """Merges every update whose own frozen linear makes the value it is added to.
 
     %h = linear(%x, %W, %b); %d = dora(%x, %h, %W, %b); add(%h, %d)  ->  linear(%x, %W', %b)
+
+    An update is left as it is where anything else reads the rows of %W that it would change.
     """
 
     keeps: ClassVar[Keeps] = Keeps.OUTPUTS
@@ -38,33 +40,34 @@ class FoldDora(Pass):
 
 def merge(program: Program, piece: fx.Node, module: Dora) -> None:
     """Merge one update where that keeps the outputs."""
-    add = next(iter(piece.users))
-    rows = None
-    if add.target is aten.constant_pad_nd.default and len(add.users) == 1:
-        start: int = add.args[1][0]  # type: ignore[index,assignment]
-        rows = slice(start, start + module.B.shape[0])
-        add = next(iter(add.users))
-    base = add.args[0]
-    if add.target is not aten.add.Tensor or not isinstance(base, fx.Node) or add.kwargs:
-        return
-    maker = maker_of(base)
-    if maker is None:
-        return
-    linear, part = maker
-    rows = rows or part
-    readers = [u for n in linear.other_readers for u in n.users]
-    readers += [v for u in readers if u.op == "call_function" for v in u.users]
-    updates = [u for u in readers if u.op == "call_module"]
-    if linear.x is not piece.args[0] or len(linear.weight.users) > 1:
-        return
-    if not all(isinstance(attribute(program, str(u.target)), Dora) for u in updates):
+    found = summed(piece, module)
+    if found is None or found.add.kwargs or not alone(piece, found):
         return
 
-    def merged(weight: torch.Tensor) -> torch.Tensor:
-        view = (weight.T if linear.transposed else weight)[rows]
-        ratio = module.ratio(view).to(weight.dtype)
-        view.add_(module.scale * module.merged().to(weight.dtype)).mul_(ratio[:, None])
-        return weight
+    def merged(weight: Tensor, some: slice) -> Tensor:
+        return module.ratio(weight, some)[:, None] * module.direction(weight, some)
 
-    change(program, str(linear.weight.target), merged)
-    add.replace_all_uses_with(base)
+    change_rows(program, found.linear, found.rows, merged)
+    found.add.replace_all_uses_with(found.base)
+
+
+def alone(piece: fx.Node, found: Summed) -> bool:
+    """Whether nothing but its linear and the update itself reads the rows of the weight."""
+    linear = found.linear
+    size: int = linear.weight.meta["val"].shape[linear.transposed]
+    own = range(size)[found.rows]
+    for node in linear.other_readers:
+        reader, rows = reader_of(node, range(size))
+        apart = rows.stop <= own.start or own.stop <= rows.start
+        if reader is not piece and reader.users and not apart:
+            return False
+    return len(linear.weight.users) == 1
+
+
+def reader_of(weight: fx.Node, rows: range) -> tuple[fx.Node, range]:
+    """What reads a weight, past its turning and slicing, and which output features of it."""
+    reader = next(iter(weight.users), weight)
+    if reader.target is aten.slice.Tensor:
+        _, _, start, stop = reader.args
+        return reader_of(reader, rows[start:stop])  # type: ignore[misc]
+    return reader_of(reader, rows) if reader.target is aten.t.default else (reader, rows)

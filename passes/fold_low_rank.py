@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from peftc.capture.program import Program
 from peftc.passes.base import Keeps, Pass, change, chosen, pieces
@@ -34,60 +34,85 @@ class FoldLowRank(Pass):
         """Merge, and let the readers of each sum read the linear again."""
         for node, module in pieces(program, LowRank):
             if type(module) is LowRank and len(node.users) == 1 and chosen(node, self.only):
-                self.merge(program, node, module)
+                merge(program, node, module)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
 
-    def merge(self, program: Program, piece: fx.Node, module: LowRank) -> None:
-        """Merge one update where that keeps the outputs."""
-        add = next(iter(piece.users))
-        rows = None
-        if add.target is aten.constant_pad_nd.default and len(add.users) == 1:
-            rows = slice(add.args[1][0], add.args[1][0] + module.B.shape[0])  # type: ignore[index]
-            add = next(iter(add.users))
-        if add.target is not aten.add.Tensor:
+
+def merge(program: Program, piece: fx.Node, module: LowRank) -> None:
+    """Merge one update where that keeps the outputs."""
+    found = summed(piece, module)
+    if found is None or not found.linear.alone:
+        return
+    add, linear, rows = found.add, found.linear, found.rows
+    scale = float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
+    if module.b is not None:
+        if linear.bias is None or len(linear.bias.users) != 1:
             return
-        base = add.args[0]
-        if not isinstance(base, fx.Node):
-            return
-        maker = maker_of(base)
-        if maker is None:
-            return
-        linear, part = maker
-        if linear.x is not piece.args[0] or not linear.alone:
-            return
-        scale = float(add.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
-        if module.b is not None:
-            if linear.bias is None or len(linear.bias.users) != 1:
-                return
-            merge_bias(program, linear.bias, module.b.detach() * scale, rows or part)
-        merge_rows(program, linear, module, scale, rows or part)
-        add.replace_all_uses_with(base)
+        merge_bias(program, linear.bias, module.b.detach() * scale, rows)
+
+    def merged(weight: Tensor, some: slice) -> Tensor:
+        return weight + scale * module.merged(some)
+
+    change_rows(program, linear, rows, merged)
+    add.replace_all_uses_with(found.base)
 
 
-def merge_bias(program: Program, bias: fx.Node, delta: torch.Tensor, rows: slice) -> None:
+@dataclass(frozen=True)
+class Summed:
+    """%add = %base + update, where `base` is what `linear` gives as its output features `rows`."""
+
+    add: fx.Node
+    base: fx.Node
+    linear: Linear
+    rows: slice
+
+
+def summed(piece: fx.Node, module: LowRank) -> Summed | None:
+    """The sum of an update with what a frozen linear gives from the same input, if it is one.
+
+    An update of some features of a fused linear is padded to all of them before it is added.
+    """
+    add = next(iter(piece.users))
+    rows = None
+    if add.target is aten.constant_pad_nd.default and len(add.users) == 1:
+        start: int = add.args[1][0]  # type: ignore[index,assignment]
+        rows = slice(start, start + module.B.shape[0])
+        add = next(iter(add.users))
+    base = add.args[0]
+    if add.target is not aten.add.Tensor or not isinstance(base, fx.Node):
+        return None
+    maker = maker_of(base)
+    if maker is None or maker[0].x is not piece.args[0]:
+        return None
+    linear, part = maker
+    return Summed(add, base, linear, rows or part)
+
+
+def merge_bias(program: Program, bias: fx.Node, delta: Tensor, rows: slice) -> None:
     """b[rows] += delta, in a bias of its own storage."""
 
-    def merged(value: torch.Tensor) -> torch.Tensor:
+    def merged(value: Tensor) -> Tensor:
         value[rows] += delta.to(value.dtype)
         return value
 
     change(program, str(bias.target), merged)
 
 
-def merge_rows(
-    program: Program, linear: Linear, module: LowRank, scale: float, rows: slice
+def change_rows(
+    program: Program, linear: Linear, rows: slice, by: Callable[[Tensor, slice], Tensor]
 ) -> None:
-    """W[rows] += scale s B A, in a weight of its own storage, rows being output features.
+    """W[rows] = by(W[rows]), in a weight of its own storage, rows being output features.
 
-    The product is made when the weight is, some rows at a time: it never has the weight's size.
+    `by` is given some of these rows at a time, and which they are: what it computes on the way
+    never has the weight's size. It is rounded to the weight's dtype once, at the end.
     """
 
-    def merged(weight: torch.Tensor) -> torch.Tensor:
+    def changed(weight: Tensor) -> Tensor:
         view = (weight.T if linear.transposed else weight)[rows]
         for k in range(0, len(view), ROWS):
             some = slice(k, k + ROWS)
-            view[some] += (module.merged(some).detach() * scale).to(weight.dtype)
+            view[some] = by(view[some], some)
         return weight
 
-    change(program, str(linear.weight.target), merged)
+    change(program, str(linear.weight.target), changed)

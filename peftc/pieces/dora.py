@@ -49,10 +49,14 @@ class Dora(LowRank):
         with torch.no_grad():
             self.m.copy_(torch.linalg.vector_norm(weight, dim=1))
 
-    def ratio(self, weight: Tensor) -> Tensor:
+    def direction(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """W + s B A, or rows of it. weight: these rows of W."""
+        return weight + self.scale * self.merged(rows)
+
+    def ratio(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         """The factor of each row, r = m / |W + s B A|, (out,)."""
-        direction = weight + self.scale * self.merged()
-        return self.m / torch.linalg.vector_norm(direction, dim=1).detach()
+        norm = torch.linalg.vector_norm(self.direction(weight, rows), dim=1)
+        return self.m[rows] / norm.detach()
 
     def scale_output(self, factor: Tensor) -> bool:
         return False  # the delta is no multiple of any of its parameters
