@@ -127,8 +127,8 @@ def unable(model: Any, plain: Any) -> str | None:
     """Why a PEFT model that was made cannot run, or None."""
     try:
         with torch.no_grad():
-            model(**peft_cases.batches(model, plain)[0])
-    except (ValueError, TypeError) as cause:
+            model(**peft_cases.told(model, plain, peft_cases.batches(model, plain)[0]))
+    except (ValueError, TypeError, NotImplementedError) as cause:
         return f"PEFT: {first_line(cause)}"
     return None
 
@@ -173,13 +173,15 @@ def cache_of(plain: Any) -> str | None:
 def giving(cache: Any, name: Any) -> Any:
     """A hook that gives a base model a cache that holds `TOKENS` visible tokens."""
 
-    def give(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        two = kwargs.get("decoder_input_ids") is not None
+    def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        two = "decoder_input_ids" in inspect.signature(module.forward).parameters
         ids: Any = kwargs.get("input_ids", args[0] if args else None)
         key = "decoder_attention_mask" if two else "attention_mask"
-        ones = torch.ones(len(ids), peft_cases.TOKENS, dtype=kwargs[key].dtype)
-        mask = torch.cat([ones, kwargs[key]], 1)
-        return args, {**kwargs, key: mask, name: cache(len(ids)), "use_cache": True}
+        given = {name: cache(len(ids)), "use_cache": True}
+        if kwargs.get(key) is not None:
+            ones = torch.ones(len(ids), peft_cases.TOKENS, dtype=kwargs[key].dtype)
+            given[key] = torch.cat([ones, kwargs[key]], 1)
+        return args, kwargs | given
 
     return give
 
@@ -298,7 +300,6 @@ def write_table(rows: dict[tuple[str, str, str], Row]) -> None:
         f"in float32 is up to {worst[2]} from PEFT in float64.",
         "`c`: PEFT cannot run it with this transformers; compared with the model's own cache.",
         "`-`: PEFT cannot make or run it, so there is nothing to compare with.",
-        "`x`: peftc cannot capture the model, whose head picks tokens by their ids.",
     ]
     for task, kinds in peft_cases.OF.items():
         lines += ["", f"## {task}", "", f"| model | {' | '.join(METHODS)} |"]

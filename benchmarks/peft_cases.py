@@ -11,6 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from peftc.capture.inputs import derives_decoder_ids
+
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL = {**SIZES, "intermediate_size": 40, "max_position_embeddings": 64, "num_labels": 5}
 ROTARY = {**SMALL, "num_key_value_heads": 2, "head_dim": 10, "pad_token_id": 0}
@@ -177,13 +179,19 @@ def saved(model: Any, folder: str | Path) -> Path:
 
 
 def inputs(model: Any, batch: int, length: int) -> dict[str, Tensor]:
-    """Ids and masks, every row but the first padded at its end; decoder inputs padded as well."""
+    """Ids and masks, every row but the first padded at its end; decoder inputs padded as well.
+
+    A model that makes its decoder's ids of the text has none, and finds its end marks.
+    """
     generator = torch.Generator().manual_seed(length)
     config = model.config
     result = padded("", config, batch, length, generator)
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         result["token_type_ids"] = torch.randint(0, 2, (batch, length), generator=generator)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and derives_decoder_ids(model):
+        last = result["attention_mask"].sum(1) - 1
+        result["input_ids"][torch.arange(batch), last] = config.eos_token_id
+    elif config.is_encoder_decoder:
         result |= padded("decoder_", config, batch, length - 3, generator)
     return result
 
@@ -217,6 +225,14 @@ def difference(ours: Any, theirs: Any, given: dict[str, Tensor]) -> float:
     return worst
 
 
+def told(model: Any, plain: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a PEFT model takes: with a prompt, of whose ids none is made, the decoder's too."""
+    if not derives_decoder_ids(plain) or not getattr(model, "prompt_encoder", None):
+        return given
+    start = torch.full_like(given["input_ids"][:, :1], plain.config.decoder_start_token_id)
+    return {**given, "decoder_input_ids": torch.cat([start, given["input_ids"][:, :-1]], 1)}
+
+
 def batches(model: Any, plain: Any) -> list[dict[str, Tensor]]:
     """Inputs of two padded shapes, as a PEFT model takes them."""
     found = [inputs(plain, *shape) for shape in ((3, 9), (2, 14))]
@@ -232,7 +248,8 @@ def compare(graph: Any, model: Any, plain: Any) -> tuple[float, float]:
     for given in batches(model, plain):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ours, theirs, base = graph(**given), model(**given), plain(**given)
+            asked = told(model, plain, given)
+            ours, theirs, base = graph(**given), model(**asked), plain(**given)
         gap = difference(ours, theirs, given)
         worst = gap if gap != gap else max(worst, gap)
         effect = max(effect, difference(without_prompt(ours, base), base, given))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from peftc.capture.program import Program
+from peftc.capture.program import Program, input_name
+from peftc.capture.walk import back_to_inputs
 from peftc.passes.base import call, finish
 
 aten = torch.ops.aten
@@ -24,15 +25,15 @@ def cached_mask(program: Program, mask: fx.Node, tokens: int) -> fx.Node:
         RuntimeError: where the mask depends on weights that project activations, so that it is
             not a function of positions and padding alone.
     """
-    needed = sources(mask)
+    needed = back_to_inputs(mask)
     longer: dict[fx.Node, fx.Node] = {}
-    axis = length_axis(program, needed)
+    length = length_of(needed)
     with program.graph.inserting_before(mask.next):
         for node in program.graph.nodes:
             if node not in needed:
                 continue
-            if node.op == "placeholder":
-                longer[node] = lengthened(program, node, axis, tokens)
+            if input_name(node) is not None:
+                longer[node] = lengthened(program, node, length, tokens)
             elif node.op == "call_function":
                 copy = program.graph.node_copy(node, lambda n: longer.get(n, n))
                 longer[node] = finish(program, copy, node.meta.get("module", ""))
@@ -46,31 +47,19 @@ def cached_mask(program: Program, mask: fx.Node, tokens: int) -> fx.Node:
         return call(program, aten.slice.Tensor, (whole, -2, tokens, END), path)
 
 
-def sources(node: fx.Node) -> set[fx.Node]:
-    """The node and everything it is computed from."""
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        n = waiting.pop()
-        if n not in found:
-            found.add(n)
-            waiting += n.all_input_nodes
-    return found
-
-
-def length_axis(program: Program, needed: set[fx.Node]) -> str:
-    """The name of the length axis of the mask's stack: the decoder's where it reads both."""
-    named = [i for i in program.signature.inputs if len(i.dims) > 1]
-    used = [i.dims[1] for i in named if any(n.name == i.name for n in needed)]
-    lengths = [d for d in used if isinstance(d, str)]
-    if not lengths:
+def length_of(needed: set[fx.Node]) -> str:
+    """The length of the mask's stack, as a symbol: the decoder's where it reads both."""
+    inputs = [n for n in needed if input_name(n) is not None and n.meta["val"].dim() > 1]
+    free = [n for n in inputs if not isinstance(n.meta["val"].shape[1], int)]
+    if not free:
         raise RuntimeError("the attention mask does not depend on inputs with a free length")
-    return next((d for d in lengths if d.startswith("decoder")), lengths[0])
+    decoder = [n for n in free if str(input_name(n)).startswith("decoder_")]
+    return str((decoder or free)[0].meta["val"].shape[1])
 
 
-def lengthened(program: Program, node: fx.Node, axis: str, tokens: int) -> fx.Node:
-    """An input with `tokens` ones in front, where it has that length axis."""
-    given = next(i for i in program.signature.inputs if i.name == node.name)
-    if len(given.dims) != 2 or given.dims[1] != axis:
+def lengthened(program: Program, node: fx.Node, length: str, tokens: int) -> fx.Node:
+    """An input with `tokens` ones in front, where it has that length."""
+    shape = node.meta["val"].shape
+    if len(shape) != 2 or str(shape[1]) != length:
         return node
     return call(program, aten.constant_pad_nd.default, (node, [tokens, 0], 1), "")

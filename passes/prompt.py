@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.walk import ancestors, descendants
 from peftc.dataflow.site import Embedding, Sites
+from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh
@@ -58,6 +59,12 @@ class InsertPrompt(Pass):
     def run(self, program: Program) -> None:
         """Lengthen the inputs, overwrite the dummy rows, and cut the stream or the outputs."""
         end = with_length(self.sites.ends.get(self.embedding.site.stack))
+        if not self.trim and "input" in self.embedding.ids.meta:
+            raise error(
+                "E110",
+                "the head picks tokens by the ids as they are given, so it cannot see the prompt",
+                help=("trim: true",),
+            )
         longer = self.lengthen(program)
         h = self.embedding.site.h
         readers = list(h.users)
@@ -95,35 +102,62 @@ class InsertPrompt(Pass):
         return next((k for k, size in enumerate(shape) if str(size) == longer), None)
 
     def lengthen(self, program: Program) -> dict[fx.Node, fx.Node]:
-        """Every input that shares the ids' length axis, by its longer version."""
-        signature = program.signature
-        axis = next(i for i in signature.inputs if i.name == self.embedding.ids.name).dims[1]
-        given = [n for n in program.graph.nodes if n.op == "placeholder"]
-        holders = {n.name: current(n) for n in given}
-        last = max(holders.values())
+        """The ids and every input that shares their length axis, by its longer version."""
         ids = current(self.embedding.ids)
+        fills = self.fills(program, ids)
+        given = [n for n in program.graph.nodes if n.op == "placeholder"]
+        last = max(*fills, *map(current, given))
+        short = self.short_readers(program, ids)
         longer: dict[fx.Node, fx.Node] = {}
-        for i in signature.inputs:
-            other_stack = i.name.startswith("decoder_") != self.embedding.ids.name.startswith(
-                "decoder_"
-            )
-            if axis not in i.dims or len(i.dims) != 2 or other_stack:
-                continue
-            node = holders[i.name]
-            fill = self.dummy if i.name == self.embedding.ids.name else int(i.default == "ones")
+        for node, fill in fills.items():
             with after(last):
                 new = self.padded(program, node, fill)
                 if node is ids and not self.padding:
-                    self.hide_padding(program, node, new)
-            for reader in [r for r in node.users if "lengthens" not in r.meta]:
+                    self.hide_padding(program, node, new, short)
+            for reader in [r for r in node.users if "lengthens" not in r.meta and r not in short]:
                 reader.replace_input_with(node, new)
             longer[node] = new
         return longer
 
-    def hide_padding(self, program: Program, ids: fx.Node, longer: fx.Node) -> None:
+    def fills(self, program: Program, ids: fx.Node) -> dict[fx.Node, int]:
+        """What becomes longer, and by what: the ids, and the stack's other inputs, if it has any.
+
+        Ids that are computed inside the graph have none: masks are made in their length.
+        """
+        found = {ids: self.dummy}
+        own = program.signature.input(self.embedding.ids.name)
+        if own is None:
+            return found
+        for n in program.graph.nodes:
+            i = program.signature.input(n.name) if n.op == "placeholder" else None
+            if i is None or i == own or len(i.dims) != 2 or own.dims[1] not in i.dims:
+                continue
+            if i.name.startswith("decoder_") == own.name.startswith("decoder_"):
+                found[current(n)] = int(i.default == "ones")
+        return found
+
+    def short_readers(self, program: Program, ids: fx.Node) -> set[fx.Node]:
+        """What reads the ids as they are given: another stack's ids, and a head behind that stack.
+
+        Of a stack that another one attends to, only what its own attentions are computed from
+        sees the prompt.
+        """
+        end = with_length(self.sites.ends.get(self.embedding.site.stack))
+        if end is None or not self.is_attended(end):
+            return set()
+        others = [n for n in program.graph.nodes if "input" in n.meta and n is not ids]
+        apart = set().union(*[ancestors(n) | {n} for n in others])
+        inside = set().union(
+            *[ancestors(n) for n in (end, *(a.node for a in self.sites.attentions))]
+        )
+        return {n for n in ids.users if n in apart or n not in inside}
+
+    def hide_padding(
+        self, program: Program, ids: fx.Node, longer: fx.Node, short: set[fx.Node]
+    ) -> None:
         """Let all but the embedding read ids of which none is padding, as many as there are."""
         h = self.embedding.site.h
-        embeds = ancestors(h) | {h}
+        embeds = ancestors(h) | {h} | short
         with after(longer):
             plain = call(program, aten.full_like.default, (longer, self.dummy), "")
         plain.meta["lengthens"] = True
@@ -218,7 +252,8 @@ class InsertPrompt(Pass):
         output = program.graph.output_node()
         signature = program.signature
         ids = self.embedding.ids
-        name = next(i for i in signature.inputs if i.name == ids.name).dims[1]
+        own = signature.input(ids.name) or signature.inputs[0]  # which computed ids are as long as
+        name = own.dims[1]
         longer = str(ids.meta["val"].shape[1] + self.shape.tokens)
         returned = list(output.args[0])  # type: ignore[arg-type]
         for k, (node, described) in enumerate(zip(returned, signature.outputs, strict=True)):
@@ -234,25 +269,3 @@ def with_length(end: fx.Node | None) -> fx.Node | None:
         readers = list(end.users)
         end = readers[0] if len(readers) == 1 else None
     return end
-
-
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """All nodes that `node` is computed from."""
-    return walk(node, lambda n: n.all_input_nodes)
-
-
-def descendants(node: fx.Node) -> set[fx.Node]:
-    """All nodes computed from `node`."""
-    return walk(node, lambda n: list(n.users))
-
-
-def walk(node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
-    """Everything reached from `node` by `step`, without `node` itself."""
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        for other in step(waiting.pop()):
-            if other not in found:
-                found.add(other)
-                waiting.append(other)
-    return found

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.walk import ancestors
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
 from peftc.passes.base import after, call
@@ -189,18 +190,10 @@ def repeated(program: Program, step: fx.Node, beside: fx.Node, attention: Attent
 
 def learned(node: fx.Node) -> bool:
     """Whether a value is computed from floating parameters, so that it is no mask."""
-    seen: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        n = waiting.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        value = n.meta.get("val")
-        if n.op == "get_attr" and isinstance(value, torch.nn.Parameter):
-            return True
-        waiting += n.all_input_nodes
-    return False
+    made_of = ancestors(node) | {node}
+    return any(
+        n.op == "get_attr" and isinstance(n.meta.get("val"), torch.nn.Parameter) for n in made_of
+    )
 
 
 def rank(node: fx.Node) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
-from peftc.capture.program import Program, attribute
+from peftc.capture.program import Program, attribute, input_name
+from peftc.capture.walk import back_to_inputs
 from peftc.dataflow.site import Attention, Embedding
 from peftc.diagnostics import error
 from peftc.planned import Plan
@@ -120,7 +121,7 @@ def prompt_rows(
 
 def embedded(ids: Sequence[int], embedding: Embedding, program: Program) -> Tensor:
     """What the embedding's module gives for ids, (tokens, width): with the model's own scaling."""
-    given = {embedding.ids.name: ids}
+    given = {str(input_name(embedding.ids)): ids}
     return evaluate(program, [embedding.site.h], given)[embedding.site.h].flatten(0, -2)
 
 
@@ -144,7 +145,8 @@ def keys_and_values(
         )
     vocabulary = getattr(signature.config.get_text_config(), "vocab_size", 1 << 62)
     ids = spelt(options.init, options.tokens, words, vocabulary)
-    given = {i.name: ids for i in signature.inputs if i.name.endswith("input_ids")}
+    names = [input_name(n) or "" for n in program.graph.nodes]
+    given = {n: ids for n in names if n.endswith("input_ids")}
     found = evaluate(program, [n for a in attentions for n in (a.k, a.v)], given)
     return [(one_batch(a, a.k, found), one_batch(a, a.v, found)) for a in attentions]
 
@@ -164,13 +166,7 @@ def evaluate(
 ) -> dict[fx.Node, Tensor]:
     """The values of some nodes when the program reads one row of ids a stack."""
     device = next(program.parameters()).device
-    needed: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
+    needed = back_to_inputs(*nodes)
     rows = {n: torch.tensor([list(ids)], device=device) for n, ids in given.items()}
     absent = {n.name for n in needed if n.op == "placeholder"} - rows.keys()
     for i in program.signature.inputs:
@@ -182,10 +178,11 @@ def evaluate(
         for node in program.graph.nodes:
             if node not in needed:
                 continue
+            if (given_rows := rows.get(input_name(node) or "")) is not None:
+                values[node] = given_rows
+                continue
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "placeholder":
-                values[node] = rows[node.name]
-            elif node.op == "get_attr":
+            if node.op == "get_attr":
                 values[node] = attribute(program, str(node.target))
             elif node.op == "call_module":
                 values[node] = attribute(program, str(node.target))(*args, **kwargs)

@@ -14,6 +14,8 @@ from peftc.diagnostics import error
 
 # Every independent axis has its own size: axes of one size become one symbol in the trace.
 SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7}
+# Models with these losses make their decoder's ids of the text, where it has a decoder.
+ONE_TEXT = ("ForSequenceClassification", "ForQuestionAnswering")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def example_for(model: Any, static_length: int | None = None) -> Example:
     axes = ("batch", static_length or "sequence")
     main = model.main_input_name
     if main == "input_ids":
-        inputs.append(Input("input_ids", torch.long, axes))
+        inputs.append(Input("input_ids", torch.long, axes, end=end_of(model)))
         inputs.append(Input("attention_mask", torch.long, axes, "ones"))
         if "token_type_ids" in accepted and (getattr(text, "type_vocab_size", None) or 0) > 0:
             inputs.append(Input("token_type_ids", torch.long, axes, "zeros"))
@@ -58,15 +60,41 @@ def example_for(model: Any, static_length: int | None = None) -> Example:
             f"{type(model).__name__} takes `{main}`, which peftc does not know how to trace",
             help=("text, image and audio models can be captured",),
         )
-    if "decoder_input_ids" in accepted:
+    if "decoder_input_ids" in accepted and not derives_decoder_ids(model):
         decoder = ("batch", static_length or "decoder_sequence")
         inputs.append(Input("decoder_input_ids", torch.long, decoder))
         if "decoder_attention_mask" in accepted:
             inputs.append(Input("decoder_attention_mask", torch.long, decoder, "ones"))
     inputs = [i for i in inputs if i.name in accepted or i.name == "input_ids"]
+    return example_of(inputs, config)
+
+
+def example_of(inputs: list[Input], config: Any) -> Example:
+    """These inputs with a value each."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", 2) or 2
     sizes = sound_sizes(SIZES, config)
     return Example(tuple(inputs), {i.name: example_value(i, sizes, vocabulary) for i in inputs})
+
+
+def derives_decoder_ids(model: Any) -> bool:
+    """Whether the model has a decoder, and a task for which it is given one text."""
+    accepted = inspect.signature(model.forward).parameters
+    return "decoder_input_ids" in accepted and getattr(model, "loss_type", None) in ONE_TEXT
+
+
+def with_decoder(example: Example, model: Any) -> Example:
+    """The example with ids for the decoder, their length free of the others'."""
+    length = example.inputs[0].dims[1]
+    length = length if isinstance(length, int) else "decoder_sequence"
+    decoder = Input("decoder_input_ids", torch.long, ("batch", length))
+    return example_of([*example.inputs, decoder], model.config)
+
+
+def end_of(model: Any) -> int | None:
+    """The id that ends every text, where the model makes its decoder's ids of the text."""
+    end = getattr(model.config, "eos_token_id", None)
+    return end if derives_decoder_ids(model) and isinstance(end, int) else None
 
 
 def sound_shape(config: Any, main: str) -> tuple[int | str, ...]:
@@ -105,6 +133,17 @@ def image_shape(config: Any) -> tuple[int, int, int]:
     return own.num_channels, height, width
 
 
+def ended(ids: Tensor, end: int) -> Tensor:
+    """Ids of which every row has two end marks: at its start, and before its padding."""
+    ids = ids.masked_fill(ids == end, end + 1)
+    ids[:, 0] = end
+    last = torch.full((len(ids),), -1)
+    if ids.shape[1] > 3:
+        last[1:] = -3  # where example masks end
+    ids[torch.arange(len(ids)), last] = end
+    return ids
+
+
 def example_value(i: Input, sizes: dict[str, int], vocabulary: int) -> Tensor:
     """A value of the input's dtype and shape: ids small and varied, masks with some padding."""
     shape = [sizes[d] if isinstance(d, str) else d for d in i.dims]
@@ -121,6 +160,7 @@ def example_value(i: Input, sizes: dict[str, int], vocabulary: int) -> Tensor:
     if i.dtype == torch.long:
         # No id below 3: those are usually padding, start and end marks.
         count = torch.arange(shape[0] * shape[1]).reshape(shape)
-        return count * 7 % max(vocabulary - 3, 1) + min(3, vocabulary - 1)
+        ids = count * 7 % max(vocabulary - 3, 1) + min(3, vocabulary - 1)
+        return ids if i.end is None else ended(ids, i.end)
     values = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float32)
     return torch.sin(values).reshape(shape).to(i.dtype)

@@ -6,8 +6,9 @@ from typing import Any
 
 from peftc.capture.attention_dropout import lift_attention_dropout
 from peftc.capture.check import check_sizes
+from peftc.capture.decoder_ids import capture_derived
 from peftc.capture.fake import has_numbers
-from peftc.capture.inputs import example_for
+from peftc.capture.inputs import derives_decoder_ids, example_for
 from peftc.capture.normalise import normalise
 from peftc.capture.program import Program
 from peftc.capture.trace import trace
@@ -23,7 +24,10 @@ def capture(model: Any, *, static_length: int | None = None) -> Program:
             at other sizes, E203 for unknown inputs.
     """
     example = example_for(model, static_length)
-    program = normalise(trace(model, example), model, example)
+    if derives_decoder_ids(model):
+        program = capture_derived(model, example)
+    else:
+        program = normalise(trace(model, example), model, example)
     if has_data(model):
         check_sizes(program, model, example)
     lift_attention_dropout(program, model, example)

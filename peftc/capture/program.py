@@ -28,7 +28,8 @@ class Input:
 
     `dims` holds a number for a fixed axis and a name ("batch", "sequence") for a free one.
     `default` says what an absent input becomes: "ones", "zeros", or None where it is required.
-    `below` is the number of values that an input of choices can have.
+    `below` is the number of values that an input of choices can have, `end` the id that stands
+    at the end of every row.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Input:
     dims: tuple[int | str, ...]
     default: str | None = None
     below: int | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ def targets_of(program: fx.GraphModule) -> dict[str, Any]:
 def drop_unused(graph: fx.Graph) -> None:
     """Remove what nothing reads; inputs stay, read or not."""
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+
+
+def input_name(node: fx.Node) -> str | None:
+    """The name of the input that a node is, or in whose place it is computed; None for others."""
+    return node.name if node.op == "placeholder" else node.meta.get("input")
 
 
 def attribute(root: nn.Module, target: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import fx
 
 from peftc.capture.normalise import module_of
+from peftc.capture.program import input_name
 from peftc.dataflow.facts import Facts, feature_width, lookup_of
 from peftc.dataflow.positions import COUNTERS
 from peftc.dataflow.select import within
@@ -38,10 +39,13 @@ def embeddings(facts: Facts, stack_of: Callable[[fx.Node], str]) -> list[Embeddi
 def ids_behind(facts: Facts, index: fx.Node) -> fx.Node | None:
     """The ids that an embedding reads, special ones possibly replaced; None for positions."""
     sources = facts.of(facts.ancestors[index])
-    inputs = [n for n in sources if n.op == "placeholder"]
-    if len(inputs) != 1 or not inputs[0].name.endswith("input_ids"):
+    inputs = [n for n in sources if input_name(n) is not None]
+    ids = inputs[-1] if inputs else None  # those of a decoder may be made of the others
+    if ids is None or not str(input_name(ids)).endswith("input_ids"):
         return None
-    return None if any(facts.op[n] in COUNTERS for n in sources) else inputs[0]
+    if any(not facts.is_ancestor(n, ids) for n in inputs):
+        return None
+    return None if any(facts.op[n] in COUNTERS for n in sources) else ids
 
 
 def leaving(facts: Facts, node: fx.Node) -> fx.Node | None:

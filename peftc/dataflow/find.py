@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peftc.capture.normalise import module_of
-from peftc.capture.program import Program
+from peftc.capture.program import Program, input_name
 from peftc.dataflow.attention import Core, cores
 from peftc.dataflow.embeddings import embeddings
 from peftc.dataflow.facts import Facts, Projection, feature_width
@@ -80,11 +80,9 @@ class Finder:
         self.around = around(self.facts, found)
         self.residuals = [r for r in found if r not in self.around]
         self.cores = [c for c in cores(self.facts) if self.queried(c) and has_heads(c)]
-        names = [i.name for i in program.signature.inputs]
-        self.two_stacks = any(n.startswith("decoder_") for n in names)
-        self.decoder_inputs = self.facts.mask(
-            n for n in self.facts.nodes if n.op == "placeholder" and n.name.startswith("decoder_")
-        )
+        given = [n for n in self.facts.nodes if (input_name(n) or "").startswith("decoder_")]
+        self.two_stacks = bool(given)
+        self.decoder_inputs = self.facts.mask(given)
 
     def find(self) -> Sites:
         """Find everything."""
@@ -163,8 +161,7 @@ class Finder:
         """The stack whose tokens `node` counts: it may know their number and read none of them."""
         if not self.two_stacks:
             return ""
-        given = [n for n in self.facts.nodes if n.op == "placeholder"]
-        given = [n for n in given if n.name.startswith("decoder_")]
+        given = self.facts.of(self.decoder_inputs)
         lengths = {str(s) for n in given for s in n.meta["val"].shape[1:2]}
         counted = {str(s) for s in node.meta["val"].shape if not str(s).isdigit()}
         return "decoder" if counted & lengths else self.stack_of(node)

@@ -59,6 +59,8 @@ def prefix_table(
         if o.before is not None:
             raise cannot(f"a prefix stands in front of all tokens, not of token {o.before}")
     stack = "decoder" if len(sites.layers) > 1 else ""
+    if stack and program.signature.input("decoder_input_ids") is None:
+        raise cannot(f"{program.signature.model_class} takes no cache, which a prefix would be in")
     wanted = [a for a in sites.attentions if a.role == "attn.kv" and a.stack == stack]
     by_name = {places[str(n.target)]["name"]: m for n, m in pieces}
     modes = {places[str(n.target)]["name"]: str(n.target).split(".")[1] for n, _ in pieces}
@@ -120,8 +122,10 @@ def prompt_rows(
     """
     signature = program.signature
     two = signature.input("decoder_input_ids") is not None
-    if len(pieces) != 1 or (two and places[str(pieces[0][0].target)]["stack"] != "encoder"):
+    if len(pieces) != 1 or places[str(pieces[0][0].target)]["stack"] == "decoder":
         raise cannot("one prompt stands in front of the (first) embedding")
+    if places[str(pieces[0][0].target)]["stack"] and signature.loss == "ForSequenceClassification":
+        raise cannot(f"{signature.model_class} takes no embeddings in the place of ids")
     piece: Prompt = pieces[0][1]
     trims = insertions[0].composition.options.trim
     if piece.first:

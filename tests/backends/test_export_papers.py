@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft_cases
 import pytest
 import reference
 import zoo
@@ -12,6 +13,7 @@ from peftc.capture.inputs import example_value
 
 ENSEMBLE = {"at": "embed.out", "delta": {"prompt": {"tokens": 3, "ensemble": 3}}}
 MEAN = {"at": "embed.out", "delta": {"prompt": {"tokens": 3, "ensemble": 2, "vote": "mean"}}}
+STACKS = ("encoder", "decoder")
 TOKEN = 38
 INFIX = {"at": "attn.kv", "delta": {"prefix": {"tokens": 3, "before": TOKEN}}}
 
@@ -51,3 +53,18 @@ def test_an_infix_is_looked_for_inside_the_file(tmp_path):
         ids = example_value(described, {"batch": batch, "sequence": length}, 95)
         found |= set((ids == TOKEN).any(1).tolist())
     assert found == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_classifier_with_two_stacks_takes_the_text_alone(kind, tmp_path):
+    """A prompt before each stack, and the head at the last end mark, in one file of two inputs."""
+    delta = {"prompt": {"tokens": 3}}
+    insert = [{"id": s, "at": "embed.out", "stack": s, "delta": delta} for s in STACKS]
+    spec = {"peftc": 1, "name": "s", "insert": insert}
+    graph = peftc.apply(spec, peft_cases.captured("bart", "SEQ_CLS"))
+    reference.randomise(graph, std=1.0)
+    peftc.export(graph, kind, tmp_path / "out")
+    report = peftc.verify(graph, tmp_path / "out")
+    assert report.ok, report
+    assert [i.name for i in graph.signature.inputs] == ["input_ids", "attention_mask"]
+    assert {r.batch for r in report.rows} >= {1, 4}

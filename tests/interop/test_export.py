@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 import zoo
+from safetensors.torch import load_file
 from tolerances import PARITY
 
 import peftc
@@ -103,3 +104,41 @@ def test_what_peft_has_no_form_of_is_refused_and_nothing_written(spec, why, tmp_
         peftc.export(graph, "peft", tmp_path / "peft")
     assert str(refusal.value).startswith(f"error[E408]: PEFT cannot express this graph: {why}\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "delta", "stack", "why"),
+    [
+        ("t5", "SEQ_CLS", "prompt", "encoder",
+         "T5ForSequenceClassification takes no embeddings in the place of ids"),
+        ("bart", "QUESTION_ANS", "prompt", "decoder",
+         "one prompt stands in front of the (first) embedding"),
+        ("bart", "SEQ_CLS", "prefix", "decoder",
+         "BartForSequenceClassification takes no cache, which a prefix would be in"),
+    ],
+)  # fmt: skip
+def test_what_peft_cannot_give_a_classifier_with_two_stacks(
+    kind, task, delta, stack, why, tmp_path
+):
+    at = {"prompt": "embed.out", "prefix": "attn.kv"}[delta]
+    entry = {"id": "p", "at": at, "stack": stack, "delta": {delta: {"tokens": 2}}}
+    spec = {"peftc": 1, "name": "p", "insert": [entry]}
+    graph = peftc.apply(spec, peft_cases.captured(kind, task))
+    with pytest.raises(PeftcError) as refusal:
+        peftc.export(graph, "peft", tmp_path / "peft")
+    assert str(refusal.value).startswith(f"error[E408]: PEFT cannot express this graph: {why}\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "task", "method"), [
+    ("t5", "SEQ_CLS", "lora patterns"), ("bart", "QUESTION_ANS", "prompt"),
+])  # fmt: skip
+def test_checkpoints_of_classifiers_with_two_stacks_come_back_bit_for_bit(
+    kind, task, method, tmp_path
+):
+    there = peft_cases.saved(peft_cases.adapted(method, kind, task), tmp_path / "there")
+    graph = peftc.import_checkpoint(there, peft_cases.captured(kind, task))
+    peftc.export(graph, "peft", tmp_path / "back")
+    was, now = (load_file(f / "adapter_model.safetensors") for f in (there, tmp_path / "back"))
+    assert was.keys() == now.keys()
+    assert all(torch.equal(was[n], now[n]) for n in was)
