@@ -26,6 +26,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "export_matrix.jsonl"
 TABLE = ROOT / "docs" / "export-matrix.md"
 FAMILIES = {"minilm": "MiniLM", "gpt2": "GPT-2", "llama": "Llama", "t5": "T5", "vit": "ViT"}
+MODELS = {  # of the tests' zoo
+    "minilm": ("bert", "sequence-classification"),
+    "gpt2": ("gpt2", "causal-lm"),
+    "llama": ("llama", "causal-lm"),
+    "t5": ("t5", "seq2seq-lm"),
+    "vit": ("vit", "image-classification"),
+}
 FORMATS = ("onnx", "torchscript", "hf", "aoti")
 # name -> (spec, settings, fold)
 METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -45,71 +52,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 LENGTH, BATCH = 13, 2
 SHAPES = ((1, 2), (4, 12), (2, 29))  # none is the traced one
-
-
-def build(family: str) -> Any:
-    """A tiny model: one layer, sizes never square, fewer key/value heads where there can be."""
-    import torch
-    import transformers
-
-    t: Any = transformers
-    torch.manual_seed(0)
-    if family == "minilm":
-        config: Any = t.BertConfig(
-            vocab_size=99,
-            hidden_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=40,
-            max_position_embeddings=64,
-            num_labels=5,
-        )
-        model: Any = t.BertForSequenceClassification(config)
-    elif family == "gpt2":
-        config = t.GPT2Config(
-            vocab_size=97, n_embd=24, n_layer=1, n_head=4, n_inner=44, n_positions=64
-        )
-        model = t.GPT2LMHeadModel(config)
-    elif family == "llama":
-        config = t.LlamaConfig(
-            vocab_size=95,
-            hidden_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=10,
-            intermediate_size=36,
-            max_position_embeddings=64,
-        )
-        model = t.LlamaForCausalLM(config)
-    elif family == "t5":
-        config = t.T5Config(
-            vocab_size=93,
-            d_model=24,
-            d_kv=10,
-            d_ff=44,
-            num_layers=1,
-            num_heads=4,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-        )
-        model = t.T5ForConditionalGeneration(config)
-    else:
-        config = t.ViTConfig(
-            hidden_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=40,
-            image_size=12,
-            patch_size=4,
-            num_labels=5,
-        )
-        model = t.ViTForImageClassification(config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = noise * 0.2 if parameter.dim() > 1 else parameter.data + noise * 0.05
-    return model.eval()
 
 
 def values_at(graph: Any, batch: int, length: int, decoder: int | None = None) -> list[Any]:
@@ -247,10 +189,11 @@ def case(base: Any, method: str, kind: str, home: Path, bases: dict[str, int]) -
 
 def child(family: str, kinds: list[str], done: set[tuple[str, str]]) -> None:
     """Every cell of a model that is not there yet, a line of JSON each."""
+    import zoo
+
     from peftc.capture import capture
 
-    model = build(family)
-    base, bases = capture(model), {}
+    base, bases = capture(zoo.build(*MODELS[family], layers=1)), {}
     with tempfile.TemporaryDirectory() as home:
         for kind in kinds:
             for method in METHODS:
@@ -351,4 +294,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "tests")]  # the zoo
     main()

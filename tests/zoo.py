@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -18,6 +19,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     T5Config,
+    ViTConfig,
 )
 
 CONFIGS = {
@@ -38,6 +40,10 @@ CONFIGS = {
         vocab_size=93, d_model=24, d_kv=10, d_ff=44, num_layers=3, num_decoder_layers=2,
         num_heads=4, decoder_start_token_id=0, pad_token_id=0, num_labels=5,
     ),
+    "vit": lambda: ViTConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40,
+        image_size=12, patch_size=4, num_labels=5,
+    ),
 }  # fmt: skip
 TASKS = {
     "base": AutoModel,
@@ -45,6 +51,7 @@ TASKS = {
     "token-classification": AutoModelForTokenClassification,
     "causal-lm": AutoModelForCausalLM,
     "seq2seq-lm": AutoModelForSeq2SeqLM,
+    "image-classification": AutoModelForImageClassification,
 }
 
 
