@@ -77,25 +77,14 @@ def check_disk(
         )
 
 
-def check_memory(needed: int, what: str) -> None:
-    """Refuse to load what memory cannot hold.
-
-    Raises:
-        PeftcError: E505, with what is needed and what is free.
-    """
-    free = free_memory()
-    if free is not None and needed > free:
-        raise no_memory(what, needed)
-
-
-def no_memory(what: str, needed: int | None) -> PeftcError:
+def no_memory(needed: int | None) -> PeftcError:
     """E505: what was wanted, and what there is."""
     free = free_memory()
     sizes = [f"{size(needed)} needed"] if needed is not None else []
     sizes += [f"{size(free)} free"] if free is not None else []
     return error(
         "E505",
-        f"{what} does not fit in memory" + (f": {', '.join(sizes)}" if sizes else ""),
+        "this does not fit in memory" + (f": {', '.join(sizes)}" if sizes else ""),
         help=("a smaller --batch or --length for training", "--dtype bfloat16 halves the weights"),
     )
 
@@ -118,7 +107,7 @@ def machine_error(cause: BaseException, place: Path | None = None) -> PeftcError
     if isinstance(cause, MemoryError) or any(t in text for t in NO_MEMORY):
         found = WANTED.search(text)
         needed = int(float(found["count"]) * UNITS[found["unit"]]) if found else None
-        return no_memory("this", needed)
+        return no_memory(needed)
     if number in UNUSABLE:
         where = getattr(cause, "filename", None) or place or "a file"
         return error(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,28 @@ def coloured(d: Diagnostic, width: int | None = None) -> Text:
 
 
 def progress(text: str) -> AbstractContextManager[Any]:
-    """A spinner on stderr while something takes its time; silent where it is no terminal."""
+    """A spinner on stderr while something takes its time; with --verbose a line that stays."""
+    detail(text)
     if MANNER.quiet or not sys.stderr.isatty():
         return nullcontext()
     return console(stderr=True).status(escape(text))
+
+
+class Steps:
+    """What was done, and in how many seconds: said as it goes, or for --json kept."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self.silent = silent
+        self.done: list[dict[str, Any]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a step; within, put what it did under "what"."""
+        facts: dict[str, Any] = {"step": name}
+        start = time.perf_counter()
+        with progress(name):
+            yield facts
+        facts["seconds"] = round(time.perf_counter() - start, 2)
+        self.done.append(facts)
+        if not self.silent:
+            say(f" {name:<9} {facts['what']:<60} {facts['seconds']:6.1f} s")

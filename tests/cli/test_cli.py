@@ -106,6 +106,17 @@ def test_apply_writes_an_artifact(artifact):
     assert lock["model"]["class"] == "BertForSequenceClassification"
 
 
+def test_verbose_says_what_is_done(capsys, model_folder, tmp_path):
+    args = ["apply", "lora", model_folder, "-o", tmp_path / "out", "-v"]
+    code, out, err = peftc(capsys, *args)
+    assert code == 0
+    assert err.startswith(
+        "load\nrewrite\ninsert peft.qv at 6 sites: 24 lines of the graph changed, "
+    )
+    assert "peft.qv" not in out
+    assert peftc(capsys, *args, "--force", "--quiet")[2] == ""
+
+
 def test_export_and_verify(capsys, artifact, tmp_path):
     out = tmp_path / "onnx"
     code, text, _ = peftc(capsys, "export", artifact, "--to", "onnx", "-o", out)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from messages.cases import Here, case
 
-from peftc.machine import check_disk, check_memory
+from peftc.machine import check_disk
 
 
 @case("E501", "not enough room, known before")
@@ -72,12 +72,6 @@ def _(here: Here):
 
     here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
     here.run("apply", "lora", "model", "-o", "out")
-
-
-@case("E505", "a model larger than memory, known before")
-def _(here: Here):
-    here.monkeypatch.setattr("peftc.machine.free_memory", lambda: 2_000_000_000)
-    check_memory(16_000_000_000, "the model")
 
 
 @case("E505", "memory that runs out")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, hint, progress, say
+from peftc.cli.console import Steps, detail, emit, hint, progress, say
 from peftc.cli.options import (
     Attn,
     Dtype,
@@ -47,26 +44,6 @@ CONTENTS = {
     "graph.html": "picture",
     "README.md": "model card: spec, plan, counts, how to load",
 }
-
-
-class Steps:
-    """What was done, and in how many seconds: said as it goes, or for --json kept."""
-
-    def __init__(self, *, silent: bool) -> None:
-        self.silent = silent
-        self.done: list[dict[str, Any]] = []
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a step; within, put what it did under "what"."""
-        facts: dict[str, Any] = {"step": name}
-        start = time.perf_counter()
-        with progress(name):
-            yield facts
-        facts["seconds"] = round(time.perf_counter() - start, 2)
-        self.done.append(facts)
-        if not self.silent:
-            say(f" {name:<9} {facts['what']:<60} {facts['seconds']:6.1f} s")
 
 
 def apply(
@@ -165,6 +142,8 @@ def rewritten(
         count = sum(len(i["sites"]) for i in applied.plan["insertions"])
         unfrozen = len(applied.plan["unfrozen"])
         facts["what"] = f"{count} sites" + (f", {unfrozen} tensors unfrozen" if unfrozen else "")
+        for r in applied.reports:
+            detail(f"{r.name}: {len(r.difference)} lines of the graph changed, {r.seconds:.2f} s")
     applied.reference = model
     applied.random_weights = random_weights
     return graph, applied
