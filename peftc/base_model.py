@@ -98,17 +98,14 @@ def stored_base(lock: Mapping[str, Any], folder: Path, model: Any) -> StoredWeig
     if source is None or not isinstance(source, str | Path):
         return None
     stored = stored_weights(source, facts["commit"] if model is None else None)
-    wanted: dict[str, str] = facts["weights"]
-    absent = stored.match(wanted) if stored is not None else []
-    if stored is not None and not absent:
-        return stored
     if stored is None:
         return None
+    wanted: dict[str, str] = facts["weights"]
+    absent = stored.match(wanted)
     # The files have a tensor of this name and dtype, and it is another one.
-    other = [n for n in absent if facts["dtype"] in stored.dtypes_of(n)]
-    if other:
+    if other := [n for n in absent if facts["dtype"] in stored.dtypes_of(n)]:
         raise another_base(folder, other, wanted, lock)
-    return None
+    return None if absent else stored
 
 
 def give(program: Program, tensors: Mapping[str, Tensor]) -> None:

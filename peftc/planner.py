@@ -124,7 +124,7 @@ def kept_of(
 
 
 def unfrozen_names(spec: Spec, sites: Sites, problems: list[Diagnostic]) -> tuple[str, ...]:
-    """The base parameters that `unfreeze` names, each once, in the graph's order."""
+    """The base parameters that `unfreeze` names, each once."""
     chosen: dict[str, None] = {}
     for k, entry in enumerate(spec.unfreeze):
         found = parameters_of(entry, sites)
@@ -135,7 +135,7 @@ def unfrozen_names(spec: Spec, sites: Sites, problems: list[Diagnostic]) -> tupl
 
 
 def parameters_of(entry: Any, sites: Sites) -> list[str]:
-    """The parameters of one `unfreeze` entry, narrowed to its layers."""
+    """The base parameters that one entry of `unfreeze` names."""
     if entry.role is not None:
         return list(sites.parameters.get(entry.role, ()))
     names = [n for n, _ in sites.program.named_parameters()]

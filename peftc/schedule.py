@@ -6,8 +6,8 @@ import torch
 from torch import fx, nn
 
 from peftc.build import build_gates, build_pieces, queries_of
-from peftc.capture.program import Program, attribute
-from peftc.dataflow.site import Sites
+from peftc.capture.program import attribute
+from peftc.dataflow.site import Attention, Sites
 from peftc.passes.base import Pass
 from peftc.passes.ensemble import Combine, RepeatInputs
 from peftc.passes.infix import Infix
@@ -46,8 +46,8 @@ def passes_for(planned: Planned, plan: Plan) -> list[Pass]:
     pieces = build_pieces(insertion, planned.places, sites, plan.tasks)
     gates = build_gates(insertion, planned.places, sites, plan.tasks)
     own = insertion.variants(plan.tasks)
-    move(pieces, planned, plan.sites.program)
-    move(gates, planned, plan.sites.program)
+    move(pieces, planned)
+    move(gates, planned)
     options = insertion.delta.options
     if insertion.composition.kind == "attend":
         reparam = pieces.pop() if options.reparam is not None else None
@@ -134,10 +134,10 @@ def shifts(plan: Plan) -> list[Pass]:
     return made
 
 
-def move(pieces: list[nn.Module], planned: Planned, program: Program) -> None:
-    """Put pieces where the values at their places live, in their dtype."""
+def move(pieces: list[nn.Module], planned: Planned) -> None:
+    """Put pieces, and a network that makes them, where the values at their places live."""
     for piece, place in zip(pieces, [*planned.places, planned.places[0]], strict=False):
-        put(piece, place.k if hasattr(place, "k") else place.h)  # type: ignore[union-attr]
+        put(piece, place.k if isinstance(place, Attention) else place.h)
 
 
 def put(piece: nn.Module, node: fx.Node) -> None:
