@@ -8,8 +8,10 @@ from torch import fx
 
 from peftc.capture.normalise import module_of
 from peftc.capture.program import input_name
-from peftc.dataflow.facts import Facts, feature_width, lookup_of
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.operations import feature_width, lookup_of
 from peftc.dataflow.positions import COUNTERS
+from peftc.dataflow.projection import weight_of
 from peftc.dataflow.select import within
 from peftc.dataflow.site import Embedding, Site
 
@@ -24,7 +26,7 @@ def embeddings(facts: Facts, stack_of: Callable[[fx.Node], str]) -> list[Embeddi
         if ids is None:
             continue
         stack = stack_of(ids)
-        table = facts.weight_of(node.args[0])
+        table = weight_of(facts, node.args[0])
         if stack in found or table is None:
             continue
         h = module_output(facts, node)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from peftc.capture.program import attribute
-from peftc.dataflow.facts import Facts, Projection
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.projection import Projection
 
 LAYOUT = frozenset(
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.dataflow.attention import Core
-from peftc.dataflow.facts import Facts, Projection
+from peftc.dataflow.facts import Facts
 from peftc.dataflow.fused import LAYOUT, REPEATS
+from peftc.dataflow.projection import Projection
 
 MOVES = LAYOUT | REPEATS | {"cat", "constant_pad_nd", "_to_copy"}
 

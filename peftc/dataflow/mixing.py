@@ -6,6 +6,7 @@ from torch import fx
 
 from peftc.dataflow.attention import PRODUCTS
 from peftc.dataflow.facts import Facts
+from peftc.dataflow.projection import routed
 
 # Operations through which tokens see one another, besides products of two activations.
 MIXING = frozenset(
@@ -28,6 +29,6 @@ def mixes(facts: Facts, term: fx.Node, region: int) -> bool:
             return True
         if op in PRODUCTS and node not in facts.projections:
             given = [a for a in node.args if isinstance(a, fx.Node) and facts.active(a)]
-            if len(given) > 1 and not any(facts.routed(a) for a in given):
+            if len(given) > 1 and not any(routed(facts, a) for a in given):
                 return True
     return False

@@ -6,6 +6,7 @@ from torch import fx
 
 from peftc.capture.program import attribute
 from peftc.dataflow.facts import Facts
+from peftc.dataflow.projection import weight_of
 
 NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "batch_norm", "rms_norm"})
 BIAS_ARGUMENT = {
@@ -28,7 +29,7 @@ def parameters(facts: Facts, ends: list[fx.Node]) -> dict[str, tuple[str, ...]]:
     roles: dict[str, list[str]] = {"norm": [], "bias": [], "head": [], "embed": []}
     task = facts.program.signature.task_parameters
     lookups = [n for n in facts.nodes if facts.op[n] == "embedding"]
-    tables = {facts.weight_of(n.args[0]) for n in lookups}
+    tables = {weight_of(facts, n.args[0]) for n in lookups}
     # Vocabulary logits are the pre-trained model's own, not a head that the task added.
     vocabulary = {
         n.args[0].meta["val"].shape[0]  # type: ignore[union-attr]

@@ -12,31 +12,11 @@ from peftc.dataflow.site import Position
 
 COUNTERS = frozenset({"arange", "cumsum"})
 LOOKUPS = frozenset({"embedding", "index", "index_select", "gather"})
-ANGLE_STEPS = frozenset(
-    [
-        "mul",
-        "matmul",
-        "bmm",
-        "cat",
-        "unsqueeze",
-        "expand",
-        "transpose",
-        "permute",
-        "view",
-        "reshape",
-        "clone",
-        "contiguous",
-        "_to_copy",
-        "einsum",
-        "div",
-        "slice",
-        "repeat_interleave",
-        "repeat",
-        "stack",
-        "outer",
-        "alias",
-    ]
-)
+ANGLE_STEPS = frozenset([
+    "mul", "matmul", "bmm", "cat", "unsqueeze", "expand", "transpose", "permute", "view",
+    "reshape", "clone", "contiguous", "_to_copy", "einsum", "div", "slice",
+    "repeat_interleave", "repeat", "stack", "outer", "alias",
+])  # fmt: skip
 
 
 def positions(facts: Facts, stack_of, streams: dict[str, fx.Node]) -> list[Position]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.dataflow.facts import Facts, feature_width
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.operations import feature_width
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import fx
 
 from peftc.capture.normalise import module_of
 from peftc.capture.program import Program
-from peftc.dataflow.facts import Facts, feature_width, lookup_of
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.operations import feature_width, lookup_of
 from peftc.dataflow.report import spans
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.spec import Layers, ModuleGlob
