@@ -59,11 +59,17 @@ def digest(tensor: Tensor, name: str, graph: Program) -> str:
 
 
 def load_base(
-    lock: Mapping[str, Any], folder: Path, place: str | Path | None = None, *, fake: bool = False
+    lock: Mapping[str, Any],
+    folder: Path,
+    place: str | Path | None = None,
+    *,
+    fake: bool = False,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load the base that the lock names, from `place` where it moved, as the class it was.
 
-    With `fake` its parameters are fake tensors, and no weights are read.
+    With `fake` its parameters are fake tensors, and no weights are read. An artifact cannot say
+    that code of the model's own is to be run: only who loads it can.
 
     Raises:
         PeftcError: E309 where the lock names no place the base can be loaded from.
@@ -82,6 +88,7 @@ def load_base(
         dtype=facts["dtype"],
         attn=facts["attn_implementation"],
         revision=facts["commit"] if place is None else None,
+        trust_remote_code=trust_remote_code,
         random_weights=facts["random_weights"],
         fake=fake,
     )

@@ -64,9 +64,13 @@ def load_model(
         settings = guarded(lambda: AutoConfig.from_pretrained(source, **options), source)
     if config is not None:
         settings = type(settings).from_dict(dict(config))
+        settings._name_or_path = source or ""  # where code of the model's own is
     set_labels(settings, labels)
-    factory = factory_of(settings, task, architecture, transformers)
+    own = getattr(settings, "auto_map", None) if trust_remote_code else None
+    factory = factory_of(settings, task, architecture, transformers, own or {})
     kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
+    if own and hasattr(factory, "from_config"):
+        kwargs["trust_remote_code"] = True
     wanted = getattr(torch, dtype) if dtype else None
     if fake:
         options = {**kwargs, "dtype": wanted or settings.dtype or torch.float32}
@@ -95,7 +99,6 @@ def load_model(
                 revision=revision,
                 dtype=wanted or "auto",
                 use_safetensors=True,
-                **({"trust_remote_code": True} if trust_remote_code else {}),
                 **kwargs,
             ),
             source,
@@ -140,23 +143,37 @@ def set_labels(settings: Any, labels: str | None) -> None:
     settings.label2id = {n: k for k, n in enumerate(names)}
 
 
-def factory_of(settings: Any, task: str | None, architecture: str | None, library: Any) -> Any:
-    """What makes the model: the class itself, or transformers' factory for the task."""
+def factory_of(
+    settings: Any,
+    task: str | None,
+    architecture: str | None,
+    library: Any,
+    own: Mapping[str, Any],
+) -> Any:
+    """What makes the model: the class itself, or transformers' factory for the task.
+
+    `own` are the factories for which the model comes with classes of its own.
+    """
     name = architecture or next(iter(getattr(settings, "architectures", None) or []), None)
-    if task is None and name is not None and hasattr(library, name):
-        return getattr(library, name)
-    factory = TASKS.get(task or "feature-extraction")
+    if task is None:
+        if name is not None and hasattr(library, name):
+            return getattr(library, name)
+        for factory, path in own.items():
+            if str(path).rpartition(".")[2] == name:
+                return getattr(library, factory)
+        task = "feature-extraction"
+    factory = TASKS.get(task)
     if factory is None:
         import difflib
 
-        near = difflib.get_close_matches(task or "", TASKS, 1)
+        near = difflib.get_close_matches(task, TASKS, 1)
         raise error(
             "E206",
             f"`{task}` is no task",
             help=(*[f"did you mean `{n}`?" for n in near], f"tasks: {', '.join(TASKS)}"),
         )
     made = getattr(library, factory)
-    if type(settings) not in made._model_mapping:
+    if factory not in own and type(settings) not in made._model_mapping:
         able = [t for t, f in TASKS.items() if type(settings) in getattr(library, f)._model_mapping]
         raise error(
             "E206",

@@ -80,7 +80,8 @@ def apply(
     if is_artifact(spec):
         given = {"--set": set, "--task": task, "--labels": labels, "--revision": revision,
                  "--dtype": dtype, "--attn": attn, "--static-length": static_length}  # fmt: skip
-        drop(Path(spec), model, without, insertion, given, out, force=force, json=json)
+        drop(Path(spec), model, without, insertion, given, out,
+             trust=trust, force=force, json=json)  # fmt: skip
         return
     given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
              "static_length": static_length}  # fmt: skip
@@ -203,6 +204,7 @@ def drop(
     given: dict[str, Any],
     out: Path,
     *,
+    trust: bool,
     force: bool,
     json: bool,
 ) -> None:
@@ -225,7 +227,7 @@ def drop(
         raise error("E008", f"{artifact} is resolved: it has decided {', '.join(decided)}")
     check_free(out, force=force)
     with progress(f"loading {artifact}"):
-        graph = load_quietly(artifact, model, without=without, insertion=insertion)
+        graph = load_quietly(artifact, model, without=without, insertion=insertion, trust=trust)
     import peftc
     from peftc.api import APPLIED
 

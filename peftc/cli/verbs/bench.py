@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import Json
+from peftc.cli.options import Json, Trust
 
 ORDER = 8.5
 
@@ -24,6 +24,7 @@ def bench(
         typer.Option(metavar="OUT", help="The frozen base, already exported in the same format."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
+    trust: Trust = False,
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,16",
     length: Annotated[str, typer.Option(help="Lengths, with commas.")] = "64",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
@@ -40,7 +41,9 @@ def bench(
     frozen: Any = base
     if base is None:
         with progress("loading the base"):
-            frozen = exported_graph(opened, artifact or exported.resolve().parent, model)
+            frozen = exported_graph(
+                opened, artifact or exported.resolve().parent, model, trust=trust
+            )
     with progress("timing"):
         result = measure(
             frozen, exported, batches=batches, lengths=lengths, threads=threads, rounds=rounds
@@ -51,7 +54,7 @@ def bench(
     print_bench(result)
 
 
-def exported_graph(opened: Any, artifact: Path, model: str | None) -> Any:
+def exported_graph(opened: Any, artifact: Path, model: str | None, *, trust: bool) -> Any:
     """The artifact's graph; linked weights stay on the disk."""
     from peftc.artifact import read_lock
     from peftc.backends import backend
@@ -67,7 +70,7 @@ def exported_graph(opened: Any, artifact: Path, model: str | None) -> Any:
             help=("name it with --artifact DIR", "or --base DIR, an export of the base"),
         ) from cause
     weights = not backend(opened.kind).streams
-    return load_quietly(artifact, model, opened.facts["device"], weights=weights)
+    return load_quietly(artifact, model, opened.facts["device"], weights=weights, trust=trust)
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import ArtifactArgument, Force, Json, Only, Without
+from peftc.cli.options import ArtifactArgument, Force, Json, Only, Trust, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
@@ -50,6 +50,7 @@ def export(
     device: Annotated[str, typer.Option(help="Where it will run: cpu, cuda or auto.")] = "cpu",
     without: Without = None,
     insertion: Only = None,
+    trust: Trust = False,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     force: Force = False,
     json: Json = False,
@@ -69,8 +70,9 @@ def export(
     numbers = not backend(to).streams
     with progress(f"loading {artifact}"):
         graph = load_quietly(
-            artifact, model, device, without=without, insertion=insertion, weights=numbers
-        )
+            artifact, model, device,
+            without=without, insertion=insertion, weights=numbers, trust=trust,
+        )  # fmt: skip
     with progress(f"exporting to {to}"):
         exported = peftc.export(
             graph, to, out, fold=fold, task=task, opset=opset, weights=weights, layout=layout,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say
-from peftc.cli.options import ArtifactArgument, Json, assignments
+from peftc.cli.options import ArtifactArgument, Json, Trust, assignments
 from peftc.diagnostics import error
 
 ORDER = 6
@@ -52,6 +52,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="The run's name; a number if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Train what the spec trains, and write the result into the artifact's runs/.
@@ -93,7 +94,8 @@ def train(
         }
         run, start = next_run(artifact, name), artifact
     read_lock(start)  # a wrong folder is refused before anything is loaded
-    facts = job(run, start, files, settings, model, device, resume=resume, silent=json)
+    facts = job(run, start, files, settings, model, device,
+                resume=resume, silent=json, trust=trust)  # fmt: skip
     if json:
         emit(facts)
     else:
@@ -128,6 +130,7 @@ def job(
     *,
     resume: bool,
     silent: bool,
+    trust: bool,
 ) -> dict[str, Any]:
     """Load, read, train, write; what was measured."""
     from peftc.api import APPLIED
@@ -139,7 +142,7 @@ def job(
     from peftc.train.run import end_run, note_event, start_run
 
     with progress(f"loading {start}"):
-        graph = load_quietly(start, model, device)
+        graph = load_quietly(start, model, device, trust=trust)
         tokenizer = load_tokenizer(model or graph.meta[APPLIED].reference)
     found = {
         k: Rows([

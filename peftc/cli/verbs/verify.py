@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import ArtifactArgument, Json, Only, Without
+from peftc.cli.options import ArtifactArgument, Json, Only, Trust, Without
 from peftc.diagnostics import error
 
 ORDER = 8
@@ -21,6 +21,7 @@ def verify(
     model: Annotated[str | None, typer.Option(help="The base, if not where it was.")] = None,
     without: Without = None,
     insertion: Only = None,
+    trust: Trust = False,
     tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
     json: Json = False,
 ) -> None:
@@ -34,7 +35,7 @@ def verify(
     with progress(f"loading {artifact}"):
         graph = load_quietly(
             artifact, model, opened.facts.get("device", "cpu"),
-            without=without, insertion=insertion, weights=numbers,
+            without=without, insertion=insertion, weights=numbers, trust=trust,
         )  # fmt: skip
     with progress("verifying"):
         report = peftc.verify(graph, opened, tolerance=tol)
@@ -54,10 +55,12 @@ def load_quietly(
     without: str | None = None,
     insertion: str | None = None,
     weights: bool = True,
+    trust: bool = False,
 ) -> Any:
     """Load an artifact onto a device, without transformers' own chatter.
 
-    With `without`, the pieces of these layers are left out.
+    With `without`, the pieces of these layers are left out; with `trust`, code of the base's own
+    is run.
 
     Raises:
         PeftcError: as `peftc.load` and `peftc.without`; E008 for a device that is not there.
@@ -73,11 +76,11 @@ def load_quietly(
     logging.disable_progress_bar()
     place = device_of(device)
     base: Any = model
-    if place != "cpu":
+    if trust or place != "cpu":
         from peftc.base_model import load_base
 
         # Captured where it will run: constants of the graph are made on the model's device.
-        base = load_base(lock, artifact, model).to(place)
+        base = load_base(lock, artifact, model, trust_remote_code=trust).to(place)
     graph = peftc.load(artifact, base, weights=weights)
     return graph if without is None else peftc.without(graph, without, insertion)
 
