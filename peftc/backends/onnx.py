@@ -12,6 +12,8 @@ import torch
 from peftc import runtime
 from peftc.backends.base import Backend
 from peftc.backends.lower import axis_symbols, lowered
+from peftc.backends.onnx_attention import merge_heads
+from peftc.backends.onnx_shared import share_inputs
 from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
 from peftc.capture.program import PEFT_PREFIX, Program
 from peftc.capture.stored import Stored
@@ -91,6 +93,8 @@ class Onnx(Backend):
         simplify(model)
         strip(model)
         if next(program.parameters()).device.type == "cpu":
+            merge_heads(model)
+            share_inputs(model)
             forget_shapes(model)
         linked = bool(options.get("link"))
         settle(model, program, folder, places, linked=linked)
@@ -210,10 +214,12 @@ def forget_shapes(model: Any) -> None:
 
     Where they are written down, ONNX Runtime joins each residual addition with the norm behind it
     in a kernel that is several times slower on a CPU than the two: an encoder takes 12 % longer.
+    What an attention reads as its values keeps its shape, which says how wide their sum is.
     """
     for node in model.graph:
         for value in node.outputs:
-            if not value.is_graph_output():
+            summed = any(n.op_type == "Attention" and k == 2 for n, k in value.uses())
+            if not summed and not value.is_graph_output():
                 value.shape = None
 
 
