@@ -71,7 +71,9 @@ def test_encoder_decoder_and_cross_attention_each_see_their_own(kind):
         }
         for name in LENGTHS
     }
+    layers = {"t5": {"encoder": 3, "decoder": 2}, "bart": {"encoder": 4, "decoder": 4}}[kind]
     for name, pieces in of.items():
+        assert len(pieces) == layers.get(name, layers["decoder"])
         assert all(k.shape[1] == LENGTHS[name] for k, _ in pieces.values())
     for shape in ((3, 9), (2, 14)):
         inputs = peft_cases.inputs(model, *shape)
