@@ -33,7 +33,10 @@ RESULTS = ROOT / "benchmarks" / "coverage.jsonl"
 TABLE = ROOT / "docs" / "coverage.md"
 LIMIT = 900  # seconds a type
 # What a result depends on.
-CODE = ("capture", "dataflow", "passes", "pieces", "build.py", "planner.py", "pipeline.py")
+CODE = (
+    "capture", "dataflow", "passes", "pieces", "build.py", "planned.py", "fit.py", "planner.py",
+    "schedule.py", "pipeline.py",
+)  # fmt: skip
 STATIC = 17  # tokens, where the length cannot be free
 SHAPES = ((2, 17), (4, 9))
 # What is known of a difference where a row does not say.
