@@ -22,7 +22,8 @@ ROLES = {
 }
 ACTIVATIONS = {
     "relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
-    "tanh": "tanh", "sigmoid": "sigmoid", "leakyrelu": "leaky_relu",
+    "gelu_pytorch_tanh": "gelu_tanh", "tanh": "tanh", "sigmoid": "sigmoid",
+    "leakyrelu": "leaky_relu",
 }  # fmt: skip
 # Options with which the bottleneck is another function, and the values that are none of it.
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -58,7 +59,7 @@ class FromAdapters(Reader):
         config = checkpoint.config["config"]
         where = checkpoint.folder / CONFIG
         bad = {k: config[k] for k, fine in PLAIN.items() if k in config and config[k] not in fine}
-        if config.get("non_linearity") not in ACTIVATIONS:
+        if str(config.get("non_linearity")).lower() not in ACTIVATIONS:
             bad["non_linearity"] = config.get("non_linearity")
         if not isinstance(config.get("scaling", 1.0), int | float):
             bad["scaling"] = config["scaling"]
@@ -94,14 +95,17 @@ class FromAdapters(Reader):
                 raise error("E313", f"{container} has {', '.join(parts)}, no down and up")
             options: dict[str, Any] = {
                 "dim": parts["down.weight"].shape[0],
-                "act": ACTIVATIONS[config["non_linearity"]],
+                "act": ACTIVATIONS[config["non_linearity"].lower()],
                 "bias": "down.bias" in parts,
             }
             if dropout := config.get("dropout"):
                 options["dropout"] = float(dropout)
+            scale = config.get("scaling", 1.0)
             if "after.weight" in parts:
                 options["norm"] = "after"
-            scale = config.get("scaling", 1.0)
+                # The norm reads what is scaled: its epsilon is small beside that, or not.
+                parts |= {n: scale * parts[n] for n in parts if n.startswith("up.")}
+                scale = 1.0
             compose = "add" if scale == 1 else {"add": {"scale": scale}}
             more = {}
             if config.get("is_parallel"):

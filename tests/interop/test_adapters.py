@@ -24,6 +24,7 @@ HOUSLBY = {
 }  # fmt: skip
 PFEIFFER = {**HOUSLBY, "mh_adapter": False, "original_ln_before": True, "non_linearity": "relu"}
 PARALLEL = {**PFEIFFER, "is_parallel": True, "original_ln_before": False, "scaling": 4.0}
+NORMED = {**HOUSLBY, "ln_after": True, "scaling": 0.01, "non_linearity": "GELU_new"}
 PLACES = {"mh_adapter": "attention.output", "output_adapter": "output"}
 
 
@@ -40,6 +41,8 @@ def checkpoint(folder, config, layers=3, width=24, dim=6):
                 "adapter_down.0.weight": (dim, width), "adapter_down.0.bias": (dim,),
                 "adapter_up.weight": (width, dim), "adapter_up.bias": (width,),
             }  # fmt: skip
+            if config["ln_after"]:
+                parts |= {f"adapter_norm_after.{n}": (width,) for n in ("weight", "bias")}
             own = {n: 0.3 * torch.randn(s, generator=generator) for n, s in parts.items()}
             found[layer, option] = list(own.values())
             prefix = f"bert.encoder.layer.{layer}.{place}.adapters.mine."
@@ -52,9 +55,12 @@ def checkpoint(folder, config, layers=3, width=24, dim=6):
 
 @pytest.mark.parametrize(
     ("config", "act"),
-    [(HOUSLBY, functional.silu), (PFEIFFER, functional.relu), (PARALLEL, functional.relu)],
-    ids=["houlsby", "pfeiffer", "parallel"],
-)
+    [
+        (HOUSLBY, functional.silu), (PFEIFFER, functional.relu), (PARALLEL, functional.relu),
+        (NORMED, lambda x: functional.gelu(x, approximate="tanh")),
+    ],
+    ids=["houlsby", "pfeiffer", "parallel", "normed"],
+)  # fmt: skip
 def test_a_bottleneck_is_the_formula(config, act, tmp_path):
     folder, found = checkpoint(tmp_path / "c", config)
     graph = peftc.import_checkpoint(folder, zoo.captured("bert", "sequence-classification"))
@@ -62,10 +68,10 @@ def test_a_bottleneck_is_the_formula(config, act, tmp_path):
     handles, seen = [], {}
 
     def delta(parts, x):
-        down, down_bias, up, up_bias = parts
-        return config["scaling"] * functional.linear(
-            act(functional.linear(x, down, down_bias)), up, up_bias
-        )
+        down, down_bias, up, up_bias, *norm = parts
+        hidden = act(functional.linear(x, down, down_bias))
+        change = config["scaling"] * functional.linear(hidden, up, up_bias)
+        return functional.layer_norm(change, (len(up),), *norm) if norm else change
 
     def hook(layer, option, parts):
         path = f"bert.encoder.layer.{layer}.{PLACES[option]}"

@@ -25,6 +25,8 @@ CELLS = [
     ("p-tuning v2", "mistral", "CAUSAL_LM", "cache"),
     ("lora", "distilbert", "SEQ_CLS", "PEFT"),  # within 1e-5 in float64 only
     ("lora patterns", "bart", "SEQ_2_SEQ_LM", "PEFT"),
+    ("lora embedding", "bart", "SEQ_2_SEQ_LM", "PEFT"),  # whose module scales its rows
+    ("prompt", "llama", "SEQ_CLS", "PEFT"),  # which sees no padding among embeddings
     ("prefix", "bart", "SEQ_2_SEQ_LM", "PEFT"),
     ("houlsby", "bart", "SEQ_2_SEQ_LM", "hooks"),
     ("lora patterns", "bart", "SEQ_CLS", "PEFT"),
