@@ -17,6 +17,7 @@ from peftc.passes.values import set_value
 
 Module = TypeVar("Module", bound=nn.Module)
 Change = Callable[[Tensor], Tensor]  # of a weight; it may work in place on what it is given
+END = torch.iinfo(torch.int64).max  # "to the end" of a slice
 DEFERRED = "peftc.deferred"  # in a Program's meta: changes of weights that wait, by weight
 
 

@@ -7,10 +7,9 @@ from torch import fx
 
 from peftc.capture.program import Program, input_name
 from peftc.capture.walk import back_to_inputs
-from peftc.passes.base import call, finish
+from peftc.passes.base import END, call, finish
 
 aten = torch.ops.aten
-END = torch.iinfo(torch.int64).max
 
 
 def cached_mask(program: Program, mask: fx.Node, tokens: int) -> fx.Node:

@@ -11,14 +11,13 @@ from peftc.capture.program import Program
 from peftc.capture.walk import ancestors, descendants
 from peftc.dataflow.site import Embedding, Sites
 from peftc.diagnostics import error
-from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
+from peftc.passes.base import END, Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.tasks import task_ids
 from peftc.passes.values import refresh
 from peftc.pieces.bank import Bank, members
 from peftc.pieces.prompt import Prompt
 
 aten = torch.ops.aten
-END = torch.iinfo(torch.int64).max  # "to the end" of a slice
 
 
 @dataclass

@@ -12,11 +12,10 @@ from peftc.capture.program import Program
 from peftc.capture.walk import ancestors
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
-from peftc.passes.base import after, call
+from peftc.passes.base import END, after, call
 from peftc.passes.infix import Infix
 
 aten = torch.ops.aten
-END = torch.iinfo(torch.int64).max
 # Steps between the scores and the softmax that a prefix's scores go through as well.
 SCALING = {
     aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.tanh.default,

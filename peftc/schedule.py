@@ -12,7 +12,8 @@ from peftc.passes.base import Pass
 from peftc.passes.ensemble import Combine, RepeatInputs
 from peftc.passes.infix import Infix
 from peftc.passes.insert import Insert
-from peftc.passes.prefix import InsertPrefix, ShiftPositions
+from peftc.passes.positions import ShiftPositions
+from peftc.passes.prefix import InsertPrefix
 from peftc.passes.prompt import InsertPrompt
 from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
