@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import own_copy
-from peftc.passes.values import set_value
+from peftc.capture.values import set_value
 
 Module = TypeVar("Module", bound=nn.Module)
 Change = Callable[[Tensor], Tensor]  # of a weight; it may work in place on what it is given

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from peftc.capture.program import Program, Signature
+from peftc.capture.values import refresh
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
-from peftc.passes.values import refresh
 from peftc.pieces.vote import Vote
 
 aten = torch.ops.aten

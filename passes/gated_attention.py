@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.values import set_value
 from peftc.dataflow.site import Attention
 from peftc.passes.base import END, after, call
-from peftc.passes.values import set_value
 
 aten = torch.ops.aten
 

@@ -9,12 +9,12 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.values import refresh
 from peftc.dataflow.site import Position
 from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.infix import Infix
 from peftc.passes.tasks import task_ids
-from peftc.passes.values import refresh
 from peftc.pieces.bank import ShiftedRows
 
 aten = torch.ops.aten

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.values import refresh
 from peftc.dataflow.site import Attention, Site
 from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
@@ -16,7 +17,6 @@ from peftc.passes.gated_attention import split
 from peftc.passes.infix import Infix
 from peftc.passes.prefix_mask import PrefixMask, read_by
 from peftc.passes.tasks import task_ids
-from peftc.passes.values import refresh
 from peftc.passes.written_attention import attend_beside
 from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Valve

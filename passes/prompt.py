@@ -8,12 +8,12 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.values import refresh
 from peftc.capture.walk import ancestors, descendants
 from peftc.dataflow.site import Embedding, Sites
 from peftc.diagnostics import error
 from peftc.passes.base import END, Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.tasks import task_ids
-from peftc.passes.values import refresh
 from peftc.pieces.bank import Bank, members
 from peftc.pieces.prompt import Prompt
 
@@ -64,7 +64,8 @@ class InsertPrompt(Pass):
                 "the head picks tokens by the ids as they are given, so it cannot see the prompt",
                 help=("trim: true",),
             )
-        longer = self.lengthen(program)
+        attended = end is not None and self.is_attended(end)
+        longer = self.lengthen(program, end if attended else None)
         h = self.embedding.site.h
         readers = list(h.users)
         prompted = self.prompted(program, h)
@@ -78,7 +79,7 @@ class InsertPrompt(Pass):
         if not self.trim:
             return
         axis = None if end is None else self.longer_axis(end)
-        if end is not None and axis is not None and not self.is_attended(end):
+        if end is not None and axis is not None and not attended:
             self.cut_stream(program, end, axis, longer)
         self.cut_outputs(program)
 
@@ -100,13 +101,16 @@ class InsertPrompt(Pass):
         shape = getattr(node.meta.get("val"), "shape", ())
         return next((k for k, size in enumerate(shape) if str(size) == longer), None)
 
-    def lengthen(self, program: Program) -> dict[fx.Node, fx.Node]:
-        """The ids and every input that shares their length axis, by its longer version."""
+    def lengthen(self, program: Program, attended: fx.Node | None) -> dict[fx.Node, fx.Node]:
+        """The ids and every input that shares their length axis, by its longer version.
+
+        `attended` is the end of the stack, where another one attends to it.
+        """
         ids = current(self.embedding.ids)
         fills = self.fills(program, ids)
         given = [n for n in program.graph.nodes if n.op == "placeholder"]
         last = max(*fills, *map(current, given))
-        short = self.short_readers(program, ids)
+        short = self.short_readers(program, ids, attended)
         longer: dict[fx.Node, fx.Node] = {}
         for node, fill in fills.items():
             with after(last):
@@ -135,20 +139,19 @@ class InsertPrompt(Pass):
                 found[current(n)] = int(i.default == "ones")
         return found
 
-    def short_readers(self, program: Program, ids: fx.Node) -> set[fx.Node]:
+    def short_readers(
+        self, program: Program, ids: fx.Node, attended: fx.Node | None
+    ) -> set[fx.Node]:
         """What reads the ids as they are given: another stack's ids, and a head behind that stack.
 
         Of a stack that another one attends to, only what its own attentions are computed from
         sees the prompt.
         """
-        end = with_length(self.sites.ends.get(self.embedding.site.stack))
-        if end is None or not self.is_attended(end):
+        if attended is None:
             return set()
         others = [n for n in program.graph.nodes if "input" in n.meta and n is not ids]
-        apart = set().union(*[ancestors(n) | {n} for n in others])
-        inside = set().union(
-            *[ancestors(n) for n in (end, *(a.node for a in self.sites.attentions))]
-        )
+        apart = ancestors(*others) | set(others)
+        inside = ancestors(attended, *(a.node for a in self.sites.attentions))
         return {n for n in ids.users if n in apart or n not in inside}
 
     def hide_padding(

@@ -10,9 +10,9 @@ from torch import fx
 
 from peftc.capture.program import Program, drop_unused
 from peftc.capture.tasks import output_name
+from peftc.capture.values import refresh
 from peftc.passes.base import Keeps, Pass, call, pieces
 from peftc.passes.tasks import task_ids
-from peftc.passes.values import refresh
 from peftc.pieces.bank import Bank, HiddenScores, Lengths, LongerMask
 
 aten = torch.ops.aten

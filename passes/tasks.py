@@ -19,8 +19,8 @@ from transformers.modeling_outputs import (
 
 from peftc.capture.program import Input, Output, Program, Signature, drop_unused
 from peftc.capture.tasks import TASK_IDS
+from peftc.capture.values import fake_mode
 from peftc.passes.base import Keeps, Pass, add_module, call, call_module
-from peftc.passes.values import fake_mode
 from peftc.pieces.heads import Head
 from peftc.spec.heads import HeadOptions
 

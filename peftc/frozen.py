@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.capture.inputs import example_value, sound_sizes
+from peftc.capture.inputs import example_value, sound_sizes, text_config
 from peftc.capture.program import PEFT_PREFIX, Program
 
 SIZES = {"batch": 2, "sequence": 9, "decoder_sequence": 5}
@@ -35,7 +35,7 @@ def frozen_difference(before: Program, after: Program, plan: Mapping[str, Any]) 
         piece = graph.get_submodule(name)
         piece.register_forward_hook(neutral(kinds[ident], gate=name.endswith("_gate")))
     config = before.signature.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     vocabulary = getattr(text, "vocab_size", 2) or 2
     sizes = sound_sizes(SIZES, config)
     device = next(before.parameters()).device

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from peftc.capture.inputs import Example, with_decoder
 from peftc.capture.normalise import normalise
 from peftc.capture.program import Program, attribute, build, targets_of
 from peftc.capture.trace import trace
+from peftc.capture.values import set_value
 from peftc.capture.walk import back_to_inputs, data_ancestors
 
 aten = torch.ops.aten
@@ -102,7 +101,8 @@ def joined(program: Program, called: Program, ids: fx.Node, example: Example) ->
                 new[node] = copied(node, called, program, new)
                 if node.target is aten.sym_size.int:
                     new[node].args = of_ids(node, given[IDS], example)
-                new[node].meta = {"module": "", "val": value_of(new[node], program, decoder)}
+                new[node].meta["module"] = ""
+                set_value(program, new[node])
     made = new[ids]
     made.meta |= {"input": DECODER_IDS, "val": decoder.meta["val"]}
     decoder.replace_all_uses_with(made)
@@ -142,16 +142,6 @@ def ones_of(node: fx.Node) -> list[int]:
     """The axes of what a node reads that are always of size 1."""
     shape = node.all_input_nodes[0].meta["val"].shape
     return [k for k, size in enumerate(shape) if isinstance(size, int) and size == 1]
-
-
-def value_of(node: fx.Node, program: Program, like: fx.Node) -> Any:
-    """The fake value of a new node, under the mode of `like`."""
-    mode = like.meta["val"].fake_mode
-    if node.op == "get_attr":
-        return mode.from_tensor(attribute(program, str(node.target)), static_shapes=True)
-    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with mode, enable_python_dispatcher(), torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def plain(node: Any) -> fx.Node:

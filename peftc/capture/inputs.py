@@ -38,7 +38,7 @@ def example_for(model: Any, static_length: int | None = None) -> Example:
     """
     accepted = set(inspect.signature(model.forward).parameters)
     config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     inputs: list[Input] = []
     axes = ("batch", static_length or "sequence")
     main = model.main_input_name
@@ -71,10 +71,14 @@ def example_for(model: Any, static_length: int | None = None) -> Example:
 
 def example_of(inputs: list[Input], config: Any) -> Example:
     """These inputs with a value each."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = getattr(text, "vocab_size", 2) or 2
+    vocabulary = getattr(text_config(config), "vocab_size", 2) or 2
     sizes = sound_sizes(SIZES, config)
     return Example(tuple(inputs), {i.name: example_value(i, sizes, vocabulary) for i in inputs})
+
+
+def text_config(config: Any) -> Any:
+    """The config of the part of a model that reads text; of a text model its own."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def derives_decoder_ids(model: Any) -> bool:
