@@ -32,7 +32,8 @@ def first_difference(
     """The first node, in the graph's order, where the file's numbers are others; "" if none is.
 
     An ONNX file is run once more with its inner values as outputs, those that have a node's name.
-    Of other formats the weights are compared: the node is the first that reads another one.
+    Of other formats the weights are compared: the node is the first that reads another one. So it
+    is where an ONNX file makes one value of several nodes.
     """
     program = folded_for(graph, backend(exported.kind), exported.facts["fold"])
     fill(program)
@@ -42,12 +43,15 @@ def first_difference(
     recorder = Recorder(flat)
     device = next(program.parameters()).device
     recorder.run(*placeholders(flat, [v.to(device) for v in values.values()]))
-    found = recorder.found
+    found, agreeing = recorder.found, set[str]()
     for name, got in probed(exported, found, values).items():
         difference = distance(found[name], got)
         if not difference <= tolerance * max(1.0, found[name].abs().max().item()):
-            return f"{described(flat, name)} differs by {difference:.1e}"
-    return ""
+            cause = by_weights(flat, exported, between(flat, agreeing, name))
+            first = f"{cause}: {name}" if cause else described(flat, name)
+            return f"{first} differs by {difference:.1e}"
+        agreeing.add(name)
+    return by_weights(flat, exported)
 
 
 class Recorder(fx.Interpreter):
@@ -125,11 +129,25 @@ def described(flat: ExportedProgram, name: str) -> str:
     return f"{name} = {operation}" + (f" ({', '.join(weights)})" if weights else "")
 
 
-def by_weights(flat: ExportedProgram, exported: Exported) -> str:
-    """The first node that reads a weight which the file has with other numbers."""
+def between(flat: ExportedProgram, agreeing: set[str], name: str) -> set[str]:
+    """The nodes that a value is made of, back to values that agree."""
+    nodes = {node.name: node for node in flat.graph.nodes}
+    found, front = set[str](), [name]
+    while front:
+        one = front.pop()
+        if one not in found and one not in agreeing:
+            found.add(one)
+            front += [source.name for source in nodes[one].all_input_nodes]
+    return found
+
+
+def by_weights(flat: ExportedProgram, exported: Exported, among: set[str] | None = None) -> str:
+    """The first node, perhaps only of some, that reads a weight which the file has otherwise."""
     targets = {s.arg.name: str(s.target) for s in flat.graph_signature.input_specs if s.target}
     theirs = backend(exported.kind).tensors(exported)
     for node in flat.graph.nodes:
+        if among is not None and node.name not in among:
+            continue
         for source in node.all_input_nodes:
             name = targets.get(source.name, "")
             got = theirs.get(name)

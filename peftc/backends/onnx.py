@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 
 from peftc import runtime
-from peftc.backends.base import Backend
+from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import axis_symbols, lowered
 from peftc.backends.onnx_attention import merge_heads
+from peftc.backends.onnx_names import name_axes, name_values
 from peftc.backends.onnx_shared import share_inputs
 from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
 from peftc.capture.program import PEFT_PREFIX, Program
@@ -56,6 +58,12 @@ class Onnx(Backend):
         """
         return dict(IN_PLACE) if linked else {}
 
+    def tensors(self, exported: Exported) -> Mapping[str, torch.Tensor]:
+        """The weights beside the graph file, each read when it is asked for."""
+        import onnx_ir as ir
+
+        return Weights(ir.load(exported.folder / exported.file).graph.initializers)
+
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the graph and its weights.
 
@@ -87,16 +95,17 @@ class Onnx(Backend):
             )
         model = made.model  # type: ignore[union-attr]
         places: Mapping[str, Stored] = options.get("places") or {}
+        name_values(model, made.exported_program, exported)  # type: ignore[union-attr]
         name_axes(model, axis_symbols(exported, program))
         for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
             model.graph.initializers[name].const_value = None  # no pass may read a weight
         simplify(model)
         strip(model)
+        linked = bool(options.get("link"))
         if next(program.parameters()).device.type == "cpu":
             merge_heads(model)
-            share_inputs(model)
+            share_inputs(model, folded=not linked)
             forget_shapes(model)
-        linked = bool(options.get("link"))
         settle(model, program, folder, places, linked=linked)
         ir.save(model, folder / FILE)
         files = {places[n].file for n in places if n in model.graph.initializers}
@@ -105,6 +114,25 @@ class Onnx(Backend):
         if linked:
             link(files, folder)
         return FILE
+
+
+@dataclass(frozen=True)
+class Weights(Mapping[str, torch.Tensor]):
+    """Initializers as tensors, in double precision, which holds every number of theirs."""
+
+    initializers: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Read one."""
+        return torch.from_numpy(self.initializers[name].const_value.numpy().astype("float64"))
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self.initializers)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.initializers)
 
 
 def settle(
@@ -149,28 +177,6 @@ def point(value: Any, place: Stored, location: str) -> None:
         name=value.name,
         base_dir=place.file.parent,
     )
-
-
-def name_axes(model: Any, names: Mapping[str, str]) -> None:
-    """Axes of inputs, outputs and values under the signature's names, not the tracer's."""
-    import onnx_ir as ir
-
-    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape(
-                [
-                    renamed(d.value, names) if isinstance(d, ir.SymbolicDim) else d
-                    for d in value.shape
-                ]
-            )
-
-
-def renamed(axis: str | None, names: Mapping[str, str]) -> str | None:
-    """An axis, or an expression over axes, with symbols by name."""
-    for symbol, name in sorted(names.items(), key=lambda item: -len(item[0])):
-        axis = axis.replace(symbol, name) if axis else axis
-    return axis
 
 
 def simplify(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linking
 import onnx
 import pytest
 import reference
@@ -95,14 +96,49 @@ def test_halves_keep_their_heads_in_front(tmp_path):
 
 
 @pytest.mark.parametrize("opset", [20, 24])
-def test_updates_of_one_input_share_a_product_and_keep_their_weights(opset, tmp_path):
-    graph = peftc.apply("lora", zoo.captured("bert"), set={"rank": 2})
+def test_projections_and_their_updates_are_one_product_and_keep_their_weights(opset, tmp_path):
+    """[x, x A^T] [W, B]^T: a product for the A's, one a projection, and no sum of two outputs."""
+    base = zoo.captured("bert")
+    plain, _ = exported(base.clone(), tmp_path / "base", opset=opset)
+    graph = peftc.apply("lora", base, set={"rank": 2})
     found, shapes = exported(graph, tmp_path / "out", fold="unmerged", opset=opset)
-    assert len(found["Split"]) == 3
     for name, parameter in graph.peft_parameters():
         assert shapes[name] == tuple(parameter.shape), name
     joined = [list(n.input) for n in found["Concat"] if n.input[0].endswith(".A")]
     assert joined == [[f"peft.qv.layer{k}_attn_{p}.A" for p in "qv"] for k in range(3)]
+    assert len(found["MatMul"]) == len(plain["MatMul"]) + 3
+    assert len(found["Add"]) == len(plain["Add"])
+    assert "Split" not in found
+
+
+def test_an_update_of_a_projection_without_bias_and_alone_at_its_input(tmp_path):
+    base = zoo.captured("llama", layers=1)
+    plain, _ = exported(base.clone(), tmp_path / "base")
+    spec = {"peftc": 1, "name": "o", "insert": [
+        {"id": "o", "at": "ffn.down", "delta": {"low_rank": {"rank": 2}}, "compose": "add"},
+    ]}  # fmt: skip
+    found, _ = exported(peftc.apply(spec, base), tmp_path / "out", fold="unmerged")
+    assert len(found["MatMul"]) == len(plain["MatMul"]) + 1
+    assert len(found["Add"]) == len(plain["Add"])
+
+
+def test_two_updates_of_one_projection_and_one_of_the_outputs(tmp_path):
+    """Neither sum is of a projection alone, or is free to go: only the A's share a product."""
+    update = {"low_rank": {"rank": 2}}
+    spec = {"peftc": 1, "name": "two", "insert": [
+        {"id": "a", "at": "attn.q", "delta": update, "compose": "add"},
+        {"id": "b", "at": "attn.q", "delta": update, "compose": "add"},
+        {"id": "head", "at": {"module": "classifier"}, "delta": update, "compose": "add"},
+    ]}  # fmt: skip
+    graph = peftc.apply(spec, zoo.captured("bert", "sequence-classification", layers=1))
+    found, _ = exported(graph, tmp_path / "out", fold="unmerged")
+    assert len(found["Split"]) == 1
+
+
+def test_linked_weights_stay_apart_from_their_updates():
+    """Nothing is folded where a file is linked: a joined weight would be made anew in each run."""
+    found, _ = nodes(linking.linked("bert", "base", "lora", False).folder)
+    assert len(found["Split"]) == 1
 
 
 def test_a_wide_weight_is_not_joined(tmp_path, monkeypatch):
