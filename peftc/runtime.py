@@ -20,7 +20,10 @@ FACTS = "peftc.export.json"
 FORMAT = "1.0"
 CHECKS = ("fast", "full", "none")
 HEAD, BLOCK, BLOCKS = 1 << 16, 1 << 12, 32  # what a fingerprint reads of a file, in bytes
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CUDA = "CUDAExecutionProvider"
+PROVIDERS = (CUDA, "CPUExecutionProvider")
+# ONNX Runtime rounds products on a GPU to 10 bits unless it is told to keep float32.
+SETTINGS = {CUDA: {"use_tf32": "0"}}
 TYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
     "int64": "int64", "int32": "int32", "bool": "bool",
@@ -43,6 +46,8 @@ class Session:
     `check` says how files are compared with what the export wrote down: "fast" by size and by
     samples of their bytes (milliseconds, whatever the size), "full" by SHA-256, "none" not at
     all. `options` are entries of ONNX Runtime's session configuration, over the folder's own.
+    `providers` are ONNX Runtime's, by name or with settings, CUDA and then the CPU by default;
+    CUDA by name keeps float32 products whole (`use_tf32` is 0).
 
     Raises:
         DeploymentError: E308 where the folder is no export, E303 for a missing, truncated or
@@ -54,7 +59,7 @@ class Session:
         folder: str | Path,
         *,
         check: str = "fast",
-        providers: Sequence[str] | None = None,
+        providers: Sequence[str | tuple[str, dict[str, str]]] | None = None,
         options: Mapping[str, str] | None = None,
         threads: int | None = None,
     ) -> None:
@@ -67,7 +72,7 @@ class Session:
         self.inputs: list[dict[str, Any]] = self.facts["inputs"]
         self.outputs: list[str] = [o["name"] for o in self.facts["outputs"]]
         config = {**self.facts.get("session", {}), **(options or {})}
-        self.session = load(self.folder / self.facts["file"], config, providers, threads)
+        self.session = load(self.folder / self.facts["file"], config, providers or (), threads)
         self.check_signature()
 
     def __call__(self, **given: Any) -> dict[str, np.ndarray]:
@@ -174,24 +179,31 @@ def sha256(path: Path) -> str:
 
 
 def load(
-    path: Path, config: Mapping[str, str], providers: Sequence[str] | None, threads: int | None
+    path: Path,
+    config: Mapping[str, str],
+    providers: Sequence[str | tuple[str, dict[str, str]]],
+    threads: int | None,
 ) -> Any:
     """The file as an ONNX Runtime session."""
     import onnxruntime
 
     able = onnxruntime.get_available_providers()
-    unable = [p for p in providers or () if p not in able]
+    asked = [p if isinstance(p, str) else p[0] for p in providers]
+    unable = [p for p in asked if p not in able]
     if unable:
         raise DeploymentError("E409", f"no provider {unable[0]}", f"here are: {', '.join(able)}")
+    wanted = providers or [p for p in PROVIDERS if p in able]
+    chosen = [(p, SETTINGS.get(p, {})) if isinstance(p, str) else p for p in wanted]
+    if CUDA in able:
+        onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if threads is not None:
         settings.intra_op_num_threads = threads
     for key, value in config.items():
         settings.add_session_config_entry(key, value)
-    chosen = list(providers or [p for p in PROVIDERS if p in able])
     try:
-        return onnxruntime.InferenceSession(path, settings, providers=chosen)
+        session = onnxruntime.InferenceSession(path, settings, providers=chosen)
     except Exception as cause:  # ONNX Runtime has one class for each of its states
         first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
         raise DeploymentError(
@@ -199,6 +211,13 @@ def load(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first[:300]}",
             "a newer onnxruntime, or an export with --opset 20",
         ) from cause
+    if absent := [p for p in asked if p not in session.get_providers()]:
+        raise DeploymentError(
+            "E409",
+            f"{absent[0]} does not start here",
+            "its libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+    return session
 
 
 def array(i: Mapping[str, Any], value: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray:

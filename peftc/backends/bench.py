@@ -49,7 +49,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process that loaded a file and ran it: private ones and the peak, both files."""
+    """Bytes of a process that loaded a file and ran it: private ones, the peak, a GPU's."""
 
     base_files: int
     files: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import linking
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import zoo
@@ -21,6 +23,7 @@ from peftc.capture.listing import listing
 from peftc.diagnostics import PeftcError
 from peftc.runtime import DeploymentError, Session
 
+CUDA = "CUDAExecutionProvider"
 CASES = [
     ("llama", "causal-lm", "lora", True),  # shards
     ("gpt2", "causal-lm", "houlsby", False),  # tied, and linears kept transposed
@@ -236,12 +239,23 @@ def test_wrong_inputs_are_refused_by_name(deployed):
         assert str(caught.value).startswith(f"error[E204]: {text}")
 
 
-def test_a_wrong_folder_or_argument_is_refused(deployed, tmp_path):
+def test_a_wrong_folder_or_argument_is_refused(deployed, tmp_path, monkeypatch):
     assert refused(tmp_path).startswith("error[E308]: out is no export")
     assert refused(deployed, check="some") == (
         "error[E409]: check: some\n  = help: one of: fast, full, none"
     )
     assert "error[E409]: no provider Abacus" in refused(deployed, providers=["Abacus"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    # It falls back to the CPU where CUDA's libraries are missing.
+    cpu = functools.partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, providers: cpu(*a))
+    for given in (CUDA, (CUDA, {"use_tf32": "1"})):
+        assert refused(deployed, providers=[given]) == (
+            f"error[E409]: {CUDA} does not start here\n"
+            "  = help: its libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    monkeypatch.undo()
     facts = json.loads((deployed / "peftc.export.json").read_text())
     facts["inputs"].pop()
     (deployed / "peftc.export.json").write_text(json.dumps(facts))

@@ -70,7 +70,10 @@ def opened(model, threads=0):
 
         def run():
             with torch.no_grad():
-                return compiled(*values)
+                outputs = compiled(*values)
+            if device != "cpu":
+                torch.cuda.synchronize()  # a call takes until its work is done
+            return outputs
 
         return run
 

@@ -36,7 +36,7 @@ def timed(models, given, settings) -> dict[str, list[list[tuple[float, float]]]]
 
 
 def memory() -> dict[str, int]:
-    """This process's private bytes now, and the most that it ever had in memory."""
+    """Private bytes now, the most that this process ever had in memory, what a GPU has in use."""
     found = {}
     try:
         with open("/proc/self/smaps_rollup", encoding="utf-8") as file:
@@ -50,6 +50,10 @@ def memory() -> dict[str, int]:
         import resource
 
         found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()  # compiled packages use no allocator of torch
+        found["device"] = total - free
     return found
 
 
@@ -66,7 +70,7 @@ def main(runner: str, *rest: str) -> None:
     result: dict = {"seconds": timed(models, given, settings)}
     if len(files) == 1:
         after = memory()
-        result["memory"] = {k: v - (before[k] if k == "private" else 0) for k, v in after.items()}
+        result["memory"] = {k: v - (before[k] if k != "peak" else 0) for k, v in after.items()}
     sys.stdout.write(json.dumps(result) + "\n")
 
 

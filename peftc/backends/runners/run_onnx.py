@@ -14,9 +14,11 @@ def opened(model, threads=0):
     facts = json.loads(Path(model).with_name("peftc.export.json").read_text(encoding="utf-8"))
     for key, value in facts["session"].items():
         options.add_session_config_entry(key, value)
-    usable = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if facts.get("device", "cpu") == "cuda" else []
-    providers = [p for p in (*wanted, "CPUExecutionProvider") if p in usable]
+    providers: list = ["CPUExecutionProvider"]
+    cuda = "CUDAExecutionProvider"
+    if facts.get("device", "cpu") == "cuda" and cuda in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages
+        providers.insert(0, (cuda, {"use_tf32": "0"}))  # products in float32, as on a CPU
     session = onnxruntime.InferenceSession(model, options, providers=providers)
     taken = {i.name for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]

@@ -21,7 +21,10 @@ def opened(model, threads=0):
 
         def run():
             with torch.no_grad():
-                return module(*values)
+                outputs = module(*values)
+            if device != "cpu":
+                torch.cuda.synchronize()  # a call takes until its work is done
+            return outputs
 
         return run
 

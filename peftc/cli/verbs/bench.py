@@ -111,8 +111,8 @@ def print_bench(result: Any) -> None:
     rows = [("files", memory.base_files, memory.files)]
     rows += [
         (f"{k} memory", memory.base[k], memory.own[k])
-        for k in ("private", "peak")
-        if k in memory.base
+        for k in ("private", "peak", "device")
+        if memory.base.get(k)
     ]
     table(
         "",
