@@ -1,7 +1,8 @@
 """What pieces cost on a GPU: exported files beside their frozen base, training beside HF PEFT.
 
-    python benchmarks/gpu_cost.py            # measures what is missing, on a CUDA device
-    python benchmarks/gpu_cost.py --table    # writes docs/gpu-cost.md of what was measured
+    python benchmarks/gpu_cost.py             # measures what is missing, on a CUDA device
+    python benchmarks/gpu_cost.py train onnx  # of these only
+    python benchmarks/gpu_cost.py --table     # writes docs/gpu-cost.md of what was measured
 
 Files are of the encoder of `inference_cost.py`, float32, exported on the device, and timed by
 `peftc.backends.bench`: base and model in one process, call by call in turn, each to its end.
@@ -160,7 +161,7 @@ def train_cost(system: str, case: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure() -> None:
+def measure(wanted: list[str]) -> None:
     """Run what has no result yet; a line for each job, as soon as it is done."""
     import transformers
 
@@ -171,7 +172,7 @@ def measure() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as home:
         for job, case in JOBS:
-            if (job, case) in results:
+            if (job, case) in results or (wanted and job.split()[0] not in wanted):
                 continue
             started = time.perf_counter()
             try:
@@ -248,4 +249,4 @@ if __name__ == "__main__":
     if "--table" in sys.argv:
         TABLE.write_text(table(read()), encoding="utf-8")
     else:
-        measure()
+        measure(sys.argv[1:])
