@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from peftc.capture.program import Program
+from peftc.capture.values import set_value
 from peftc.capture.walk import ancestors
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
@@ -91,14 +92,13 @@ def attend_beside(
             raise unsupported(attention, f"`{reader.name}` reads its scores as well")
         reader.replace_input_with(given, joined)
         reader.meta["stale"] = True
+    set_value(program, softmax)  # its parts are parts of what is longer now
     with after(softmax):
         # The prefix's part first: what follows sees the probabilities it always saw.
         mine = call(program, aten.slice.Tensor, (softmax, -1, 0, tokens), path)
         rest = call(program, aten.slice.Tensor, (softmax, -1, tokens, END), path)
     for reader in readers:
         reader.replace_input_with(softmax, rest)
-    for node in (mine, rest):
-        node.meta["stale"] = True
     with program.graph.inserting_before(output):
         mine = through_dropout(program, mine, rest, output, path)
         dtype = value.meta["val"].dtype

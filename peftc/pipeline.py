@@ -94,12 +94,13 @@ def check(program: Program, p: Pass) -> None:
     ]
     if missing:
         raise RuntimeError(f"after {p.name}: nodes without a value: {', '.join(missing[:5])}")
-    names = tuple(n.name for n in program.graph.nodes if n.op == "placeholder")
+    inputs = program.graph.find_nodes(op="placeholder")
+    names = tuple(n.name for n in inputs)
     returned = program.graph.output_node().args[0]
     signature = program.signature
     if names != tuple(i.name for i in signature.inputs) or len(returned) != len(signature.outputs):  # type: ignore[arg-type]
         raise RuntimeError(f"after {p.name}: the graph no longer has its signature")
-    for node, i in zip(program.graph.nodes, signature.inputs, strict=False):
+    for node, i in zip(inputs, signature.inputs, strict=True):
         fixed = [
             d
             for size, d in zip(node.meta["val"].shape, i.dims, strict=True)

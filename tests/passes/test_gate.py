@@ -222,10 +222,11 @@ def test_unipelt_equals_its_formula_and_learns(kind):
     assert moved == set(peftc.trainable(graph))
 
 
-def test_attention_that_is_written_out_has_the_same_gate():
+@pytest.mark.parametrize("tokens", [4, 13])
+def test_attention_that_is_written_out_has_the_same_gate(tokens):
     model = zoo.build("bert")
     model.set_attn_implementation("eager")
-    graph = peftc.apply("unipelt", zoo.captured_once(model), set=SMALL)
+    graph = peftc.apply("unipelt", zoo.captured_once(model), set={**SMALL, "tokens": tokens})
     reference.randomise(graph)
     given = zoo.inputs(model)
     with torch.no_grad(), unipelt(model, "bert", graph):
