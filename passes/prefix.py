@@ -13,7 +13,7 @@ from peftc.capture.values import refresh
 from peftc.dataflow.site import Attention, Site
 from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
-from peftc.passes.gated_attention import split
+from peftc.passes.gated_attention import GatedAttention
 from peftc.passes.infix import Infix
 from peftc.passes.prefix_mask import PrefixMask, read_by
 from peftc.passes.tasks import task_ids
@@ -54,6 +54,7 @@ class InsertPrefix(Pass):
         """Insert the prefix at every attention, behind a gate where it has one."""
         parts = self.shared_parts(program)
         masks = PrefixMask(self.id, self.lengths, self.cached, self.infix)
+        behind_gates = GatedAttention()
         for n, (attention, piece) in enumerate(zip(self.attentions, self.pieces, strict=True)):
             path, target = attention.module, f"peft.{self.id}.{attention.name}"
             add_module(program, target, piece)
@@ -69,9 +70,10 @@ class InsertPrefix(Pass):
                 v_new = call(program, operator.getitem, (pair, 1), path)
             valve = self.valve(program, n, target) if self.gates else None
             if attention.scores is None:
-                self.join(program, attention, k_new, v_new, masks)
+                longer = (k_new, v_new) if valve is None else (k, v)
+                self.join(program, attention, *longer, masks)
                 if valve is not None:
-                    split(program, attention, masks.tokens, valve)
+                    behind_gates.attend(program, attention, k_new, v_new, valve)
             elif self.cached:
                 raise error(
                     "E110",

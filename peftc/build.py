@@ -78,7 +78,9 @@ def own_pieces(
     options = insertion.delta.options
     if insertion.delta.kind == "prefix":
         attentions = [p for p in places if isinstance(p, Attention)]
-        pieces: list[nn.Module] = [prefix_at(options, a) for a in attentions]
+        pieces: list[nn.Module] = [
+            prefix_at(options, a, gated=insertion.gate is not None) for a in attentions
+        ]
         if options.reparam is not None:
             pieces.append(reparameterization(options, attentions, sites))
         return pieces

@@ -40,7 +40,7 @@ LOGIC = {
     "__xor__": torch.bitwise_xor,
 }
 # Operations that make tensors: their device is that of the first input, not of the trace.
-FACTORIES = frozenset({"arange", "zeros", "ones", "full", "empty", "scalar_tensor"})
+FACTORIES = frozenset({"arange", "zeros", "ones", "full", "empty", "eye", "scalar_tensor"})
 LAYOUT = frozenset({"device", "pin_memory", "layout", "memory_format"})
 
 

@@ -156,7 +156,7 @@ class Reparameterization(nn.Module):
         return tuple(gathered(same, rows) for same in zip(*tables, strict=True))
 
 
-def prefix_at(options: Any, attention: Any) -> Prefix:
+def prefix_at(options: Any, attention: Any, *, gated: bool) -> Prefix:
     """The prefix that a spec's options describe at an attention core (`heads`, `kv_heads`, ...)."""
     return Prefix(
         options.tokens,
@@ -165,7 +165,7 @@ def prefix_at(options: Any, attention: Any) -> Prefix:
         attention.head_dim,
         attention.value_dim,
         own=options.reparam is None,
-        joins=attention.scores is None,
+        joins=attention.scores is None and not gated,
         tiled=attention.tiled,
         init=options.init.kind,
         dropout=options.dropout,

@@ -88,6 +88,13 @@ def test_keys_that_are_computed_head_by_head_stay_in_front(family, spec, tmp_pat
     assert not any(heads(n) for n in found["Attention"])
 
 
+def test_one_constant_keeps_the_tokens_of_all_gated_prefixes_apart(tmp_path):
+    graph = peftc.apply("unipelt", zoo.captured("bert"), set={"tokens": 3, "hidden": 7})
+    found, shapes = exported(graph, tmp_path / "out")
+    assert "EyeLike" not in found
+    assert [s for s in shapes.values() if s == (3, 6 + 4)] == [(3, 10)]
+
+
 def test_halves_keep_their_heads_in_front(tmp_path):
     model = zoo.build("bert", layers=1).half()
     peftc.export(capture(model), "onnx", tmp_path / "out", weights="copy")

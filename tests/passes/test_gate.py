@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 
+import flops
 import pytest
 import reference
 import torch
 import zoo
 from tolerances import PARITY
 from torch.nn import functional
+from transformers import AutoModel, DeepseekV3Config
+from transformers.integrations import sdpa_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
+from peftc.capture import capture
 from peftc.pipeline import fold
 
 FLOAT = PARITY[torch.float32]
@@ -41,10 +45,16 @@ def outputs(model, given):
         return reference.main_output(model(**given))
 
 
-def gated(compose, at="attn.out", delta=None):
+def gated(compose, at="attn.out", delta=None, id="a"):
     """A spec of one gated insertion."""
-    entry = {"id": "a", "at": at, "delta": delta or {"bottleneck": {"dim": 5}}, "compose": compose}
+    entry = {"id": id, "at": at, "delta": delta or {"bottleneck": {"dim": 5}}, "compose": compose}
     return {"peftc": 1, "name": "gated", "insert": [entry]}
+
+
+def gated_prefix(tokens, compose=None):
+    """A spec of one prefix, `prefix`, behind a gate that reads."""
+    delta = {"prefix": {"tokens": tokens, "reparam": {"hidden": 7}, "positions": "keep"}}
+    return gated(compose or {"attend": {"gate": {"reads": "x"}}}, "attn.kv", delta, "prefix")
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -117,7 +127,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, position_bia
     if position_bias is not None:
         scores = scores + position_bias
     if hasattr(module, "given_prefix"):
-        prefix_k, prefix_v, g = module.given_prefix
+        *pair, g = module.given_prefix
+        prefix_k, prefix_v = (p.repeat_interleave(query.shape[1] // len(p), 0) for p in pair)
         beside = g.unsqueeze(1) * (query @ prefix_k.transpose(1, 2)) * scaling
         shares = torch.cat([beside, scores], -1).softmax(-1)
         tokens = prefix_k.shape[1]
@@ -142,25 +153,32 @@ def written_out(model):
 
 
 @contextmanager
-def unipelt(model, kind, graph):
-    """Within, a model computes UniPELT by hooks, with a graph's weights."""
-    with ExitStack() as stack:
-
-        def on(module, hook, **options):
-            stack.callback(module.register_forward_pre_hook(hook, **options).remove)
-
-        stack.enter_context(written_out(model))
+def prefixed(model, graph):
+    """Within, a model's attention has the gated prefix of a graph, `prefix`."""
+    with written_out(model), ExitStack() as stack:
         keys = graph.get_submodule("peft.prefix.reparam")()
-        for n, (site, prefix) in enumerate(reference.placed(graph, "prefix")):
+        for n, (site, _) in enumerate(reference.placed(graph, "prefix")):
             module = model.get_submodule(site["module"])
-            pair = [p.repeat_interleave(prefix.repeats, 0) for p in keys[2 * n : 2 * n + 2]]
+            pair = keys[2 * n : 2 * n + 2]
 
             def give(module, args, kwargs, site=site, pair=pair):
                 x = args[0] if args else kwargs["hidden_states"]
                 module.given_prefix = (*pair, opening(graph, "prefix", site, x))
 
-            on(module, give, with_kwargs=True)
-            stack.callback(delattr, module, "given_prefix")
+            hook = module.register_forward_pre_hook(give, with_kwargs=True)
+            stack.callback(hook.remove)
+            stack.callback(module.__dict__.pop, "given_prefix", None)
+        yield
+
+
+@contextmanager
+def unipelt(model, kind, graph):
+    """Within, a model computes UniPELT by hooks, with a graph's weights."""
+    with prefixed(model, graph), ExitStack() as stack:
+
+        def on(module, hook):
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+
         changes = []
         for site, piece in reference.placed(graph, "lora"):
 
@@ -222,6 +240,73 @@ def test_unipelt_equals_its_formula_and_learns(kind):
     assert moved == set(peftc.trainable(graph))
 
 
+def latent():
+    """A model whose keys are wider than its values: 10 and 6."""
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=91, hidden_size=24, intermediate_size=40, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, first_k_dense_replace=1, q_lora_rank=None,
+        kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModel.from_config(config).eval()
+    for weight in (p for p in model.parameters() if p.dim() > 1):
+        weight.data.normal_(0.0, 0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "added"),
+    [
+        ("llama", 3, (4, 4)),
+        ("llama", 11, (10, 10)),
+        ("grouped", 3, (4, 4)),
+        ("grouped", 11, (10, 10)),
+        ("latent", 5, (6, 6)),
+        ("latent", 7, (8, 6)),
+        ("latent", 9, (10, 6)),
+    ],
+)
+def test_a_gated_prefix_widens_attention_by_its_tokens_or_by_its_own_width(
+    name, tokens, added, monkeypatch
+):
+    model = latent() if name == "latent" else zoo.build("llama", "causal-lm", layers=1)
+    captured = zoo.captured_once
+    if name == "grouped":  # the kernel itself lets two heads read one
+        monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", lambda *_: True)
+        captured = capture
+    graph = peftc.apply(gated_prefix(tokens), captured(model))
+    (node,) = [n for n in graph.graph.nodes if "scaled_dot_product" in n.name]
+    assert node.kwargs.get("enable_gqa", False) == (name == "grouped")
+    wide = [a.meta["val"].shape[-1] for a in node.args[:3]]
+    width = (10, 10, 6) if name == "latent" else (10, 10, 10)
+    assert tuple(a - b for a, b in zip(wide, width, strict=True)) == (added[0], *added)
+    reference.randomise(graph)
+    pieces = list(peftc.trainable(graph).values())
+    for given in (zoo.inputs(model), zoo.inputs(model, 2, 5, seed=3)):
+        ours = reference.main_output(graph(**given))
+        with prefixed(model, graph):
+            theirs = reference.main_output(model(**given))
+        torch.testing.assert_close(ours, theirs, **FLOAT)
+        assert (theirs - outputs(model, given)).abs().max() > 1e-2
+        grads = [torch.autograd.grad(o.square().mean(), pieces) for o in (ours, theirs)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_gate_on_a_prefix_costs():
+    tokens, rows, length, heads, width, hidden = 3, 2, 40, 4, 10, 24
+    base = zoo.captured("llama", "causal-lm", layers=1)
+    values = list(torch.ones(2, rows, length, dtype=torch.long))
+    plain, behind = (
+        flops.flops(peftc.apply(gated_prefix(tokens, compose), base), values)
+        for compose in ("attend", None)
+    )
+    attention = 2 * rows * heads * length * (tokens + length)  # for each feature
+    products = 2 * 2 * rows * heads * length * (tokens + 1) * width  # padded by one
+    gates = 2 * 2 * rows * length * hidden
+    assert behind - plain == 2 * attention * (tokens + 1) + products + gates
+    assert behind - plain < 2 * attention * width
+
+
 @pytest.mark.parametrize("tokens", [4, 13])
 def test_attention_that_is_written_out_has_the_same_gate(tokens):
     model = zoo.build("bert")
@@ -234,9 +319,11 @@ def test_attention_that_is_written_out_has_the_same_gate(tokens):
     torch.testing.assert_close(outputs(graph, given), wanted, **FLOAT)
 
 
+@pytest.mark.parametrize("tokens", [3, 11])
 @pytest.mark.parametrize(("kind", "target"), [("llama", "onnx"), ("gpt2", "torchscript")])
-def test_unipelt_exports(kind, target, tmp_path):
-    graph = peftc.apply("unipelt", zoo.captured(kind, TASKS[kind], layers=1), set=SMALL)
+def test_unipelt_exports(kind, target, tokens, tmp_path):
+    base = zoo.captured(kind, TASKS[kind], layers=1)
+    graph = peftc.apply("unipelt", base, set={**SMALL, "tokens": tokens})
     reference.randomise(graph)
     peftc.export(graph, target, tmp_path / "out")
     assert peftc.verify(graph, tmp_path / "out").ok

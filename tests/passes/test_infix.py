@@ -123,6 +123,23 @@ def test_an_infix_before_the_first_token_is_a_prefix(kind, task):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("tokens", [5, 11])
+def test_an_infix_behind_an_open_gate_is_an_infix(tokens, attention):
+    plain, gated = spec(tokens=tokens), spec(tokens=tokens)
+    gated["insert"][0]["compose"] = {"attend": {"gate": {"reads": "x"}}}
+    plain, gated = (peftc.apply(s, captured("llama", attention)) for s in (plain, gated))
+    reference.randomise(plain)
+    own = dict(plain.peft_parameters())
+    for name, parameter in gated.peft_parameters():
+        parameter.data = own[name].data if name in own else torch.full_like(parameter, 0.0)
+        if name.endswith("_gate.linear.bias"):
+            parameter.data += 100
+    inputs = given(zoo.model("llama", "causal-lm"), 4, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(gated(**inputs).logits, plain(**inputs).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_two_prefixes_at_one_attention_are_both_seen(attention):
     """As one cache that holds both; real tokens count on behind all of them."""
     model = zoo.model("llama", "causal-lm")
