@@ -16,7 +16,7 @@ from torch import Tensor
 from peftc.api import APPLIED, Applied, Origin, program_of, reference_of, rewritten, trained
 from peftc.base_model import check_base, give, load_base, model_facts, stored_base
 from peftc.capture import Program
-from peftc.capture.listing import listing
+from peftc.capture.listing import fingerprint, listing
 from peftc.capture.program import PEFT_PREFIX, STORED
 from peftc.capture.stored import fill_buffers
 from peftc.card import card
@@ -70,7 +70,7 @@ def write_artifact(graph: Program, folder: Path) -> None:
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "tensors": {n: {"dtype": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()},
         "sha256": {name: sha256(folder / name) for name in stored},
-        "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "graph_sha256": fingerprint(graph),
         "plan": applied.plan,
     }
     if applied.origin is not None:
@@ -118,14 +118,7 @@ def load(folder: str | Path, model: Any = None, *, weights: bool = True) -> Prog
     if "origin" in lock:
         unused = read_tensors(folder / UNUSED) if UNUSED in lock["sha256"] else {}
         applied.origin = Origin(**lock["origin"], unused=unused)
-    if hashlib.sha256(listing(graph).encode()).hexdigest() != lock["graph_sha256"]:
-        here = importlib.metadata.version("transformers")
-        raise error(
-            "E301",
-            f"{folder}: the base model gives another graph than the one this was trained on",
-            notes=(f"made with {versions(lock)}; here transformers is {here}",),
-            help=("install the versions that peftc.lock.json names",),
-        )
+    check_graph(graph, lock, folder)
     return graph
 
 
@@ -198,6 +191,27 @@ def set_back(name: str, stored: Tensor, made: Tensor, spec: Spec, file: Path) ->
     return f"{file} was changed since: set `{ident}` back to what it was"
 
 
-def versions(lock: Mapping[str, Any]) -> str:
-    """The versions of a lock, as text."""
-    return ", ".join(f"{p} {v}" for p, v in lock["versions"].items())
+def check_graph(graph: Program, lock: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a graph that is not the one of the lock.
+
+    Raises:
+        PeftcError: E301, with the versions that differ.
+    """
+    # Locks once had the hash of the listing, which names the device that it was made on.
+    listed = hashlib.sha256(listing(graph).encode()).hexdigest()
+    if lock["graph_sha256"] in (fingerprint(graph), listed):
+        return
+    made = lock["versions"]
+    here = {p: importlib.metadata.version(p) for p in made}
+    other = {p: v for p, v in here.items() if v != made[p]}
+    raise error(
+        "E301",
+        f"{folder}: the base model gives another graph than the one this was trained on",
+        notes=(f"made with {versions(made)}; here: {versions(other) or 'the same'}",),
+        help=(f"install the versions that {LOCK} names",) if other else (),
+    )
+
+
+def versions(found: Mapping[str, str]) -> str:
+    """Versions by package, as text."""
+    return ", ".join(f"{p} {v}" for p, v in found.items())

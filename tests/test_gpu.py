@@ -15,6 +15,7 @@ from tolerances import EXPORT, PARITY
 import peftc
 from peftc.backends.bench import bench
 from peftc.capture import capture
+from peftc.capture.listing import fingerprint
 from peftc.cli.main import run
 from peftc.train import Rows, evaluate, train
 
@@ -76,6 +77,13 @@ def test_a_graph_on_the_device_equals_the_one_on_the_cpu(spec, family):
         ours, theirs = graph(**there(given)).logits, host(**given).logits
     assert ours.device.type == DEVICE
     torch.testing.assert_close(ours.cpu(), theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f[0])
+@pytest.mark.parametrize("spec", list(SPECS))
+def test_a_graph_has_one_fingerprint_on_every_device(spec, family):
+    host = peftc.apply(spec, zoo.captured(*family, layers=1).clone(), set=SPECS[spec])
+    assert fingerprint(applied(spec, family)) == fingerprint(host)
 
 
 def test_a_graph_in_half_precision_is_near_the_one_in_full():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import re
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from peftc.capture.program import Program
 
+NAME, DEVICE = re.compile(r"%(\w+)"), re.compile(r"\b(?:cpu|cuda|mps|xpu)(?::\d+)?\b")
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 
 
@@ -22,6 +26,24 @@ def difference(before: str, after: str) -> list[str]:
     """The lines that two listings do not share, marked - and +, in the order of the graph."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     return [text for text in lines if not text.startswith(("---", "+++", "@@"))]
+
+
+def fingerprint(program: Program) -> str:
+    """SHA-256 of the graph as it is on every device: nodes by number, no devices, no copies.
+
+    Which strides a kernel gives depends on the device, and with them where copies stand and how
+    the tracer counts its nodes.
+    """
+    symbols, numbers, lines = symbol_names(program), dict[str, str](), []
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.clone.default:
+            numbers[node.name] = numbers[node.args[0].name]
+            continue
+        numbers[node.name] = f"%{len(lines)}"
+        name = str(node.target) if node.op == "placeholder" else ""
+        text = NAME.sub(lambda m: numbers[m[1]], line(node, symbols))
+        lines.append(f"{DEVICE.sub('', text)} {name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def line(node: fx.Node, symbols: dict[str, str]) -> str:
