@@ -1,7 +1,7 @@
 """What pieces cost on a GPU: exported files beside their frozen base, training beside HF PEFT.
 
     python benchmarks/gpu_cost.py             # measures what is missing, on a CUDA device
-    python benchmarks/gpu_cost.py train onnx  # of these only
+    python benchmarks/gpu_cost.py train onnx  # of these only, in this order
     python benchmarks/gpu_cost.py --table     # writes docs/gpu-cost.md of what was measured
 
 Files are of the encoder of `inference_cost.py`, float32, exported on the device, and timed by
@@ -172,8 +172,8 @@ def measure(wanted: list[str]) -> None:
         "transformers": transformers.__version__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as home:
-        for job, case in JOBS:
-            if (job, case) in results or (wanted and job.split()[0] not in wanted):
+        for job, case in [j for w in wanted for j in JOBS if j[0].split()[0] == w] or JOBS:
+            if (job, case) in results:
                 continue
             started = time.perf_counter()
             try:
