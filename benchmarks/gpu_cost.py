@@ -13,6 +13,7 @@ whose pieces are kept in bfloat16 as well.
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
@@ -183,6 +184,7 @@ def measure(wanted: list[str]) -> None:
                 print(f"{job} {case}: {type(cause).__name__}: {str(cause)[:1500]}", flush=True)
                 continue
             finally:
+                gc.collect()  # models are cycles: one that lives on would count as the next one's
                 torch.cuda.empty_cache()
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"job": job, "case": case, **found, **versions}) + "\n")
@@ -195,6 +197,11 @@ def read() -> dict[tuple[str, str], dict[str, Any]]:
     """The results by job and case."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
     return {(r["job"], r["case"]): r for r in map(json.loads, lines)}
+
+
+def gigabytes(count: int | None) -> str:
+    """A number of bytes as text."""
+    return "not measured" if count is None else f"{count / 1e9:.2f} GB"
 
 
 def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
@@ -210,10 +217,23 @@ def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
     trained = [
         f"| {TRAINED[case][0]} | {name} | {r['trained']:,} | {r['ms']:.1f} ms "
         f"| {r['low']:.1f} to {r['high']:.1f} | {ROWS * LENGTH / r['ms'] * 1e3:,.0f} "
-        f"| {r['memory'] / 1e9:.2f} GB |"
+        f"| {gigabytes(r.get('memory'))} |"
         for case in TRAINED
         for job, name in (("train peftc", "peftc"), ("train peft", "HF PEFT"))
         if (r := results.get((job, case)))
+    ]
+    section = [
+        "## Exported files",
+        "",
+        "An encoder of MiniLM's shape (6 layers, width 384, 12 heads), 64 tokens, float32,",
+        "beside its frozen base in the same format: each call to its end, in turn, a ratio the",
+        "median over neighbouring calls. At small batches a GPU waits for kernels to be",
+        "launched, and a piece costs as many launches as it has operations.",
+        "",
+        "| runtime | model | batch | base | ratio | quartiles |",
+        "|---|---|---:|---:|---:|---|",
+        *files,
+        "",
     ]
     return "\n".join(
         [
@@ -222,17 +242,7 @@ def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
             f"{one['device']}, torch {one['torch']}, transformers {one['transformers']};",
             "written by `benchmarks/gpu_cost.py`.",
             "",
-            "## Exported files",
-            "",
-            "An encoder of MiniLM's shape (6 layers, width 384, 12 heads), 64 tokens, float32,",
-            "beside its frozen base in the same format: each call to its end, in turn, a ratio the",
-            "median over neighbouring calls. At small batches a GPU waits for kernels to be",
-            "launched, and a piece costs as many launches as it has operations.",
-            "",
-            "| runtime | model | batch | base | ratio | quartiles |",
-            "|---|---|---:|---:|---:|---|",
-            *files,
-            "",
+            *(section if files else []),
             "## Training",
             "",
             f"A decoder of Llama-3.2-1B's shape, bfloat16, {ROWS} rows of {LENGTH} tokens:",

@@ -78,7 +78,8 @@ def made(case: str, base: Any) -> Any:
     graph = peftc.apply(spec, base, set=settings).eval()
     generator = torch.Generator().manual_seed(2)
     for _, parameter in graph.peft_parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        noise = torch.randn(parameter.shape, generator=generator) * 0.05
+        parameter.data.add_(noise.to(parameter))
     return graph
 
 

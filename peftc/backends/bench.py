@@ -18,6 +18,7 @@ import torch
 from peftc.api import APPLIED, Applied
 from peftc.backends.base import Exported, backend
 from peftc.backends.export import export, read_export
+from peftc.backends.process import last_words
 from peftc.backends.weights import base_files
 from peftc.capture.inputs import example_value
 from peftc.capture.program import STORED, Input, Program
@@ -153,11 +154,10 @@ def measured(
     command = [sys.executable, "-P", str(SCRIPT), str(backend(files[0].kind).runner), *models]
     done = subprocess.run([*command, str(inputs), str(options)], capture_output=True, text=True)
     if done.returncode != 0:
-        last = [t for t in done.stderr.splitlines() if t.strip()][-1:]
         raise error(
             "E412",
             f"{files[-1].folder / files[-1].file} cannot be timed",
-            notes=tuple(t[:300] for t in last),
+            notes=(last_words(done)[:300],),
             help=("`peftc verify` says whether it runs", "a smaller --batch or --length"),
         )
     return json.loads(done.stdout.splitlines()[-1])

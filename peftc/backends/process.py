@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,11 +42,10 @@ def run(
         command = [sys.executable, "-P", str(SCRIPT), *files, *more]
         done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True)
         if done.returncode != 0:
-            last = [t for t in done.stderr.splitlines() if t.strip()][-1:]
             raise error(
                 "E406",
                 f"{exported.folder / exported.file} does not run",
-                notes=tuple(t[:300] for t in last),
+                notes=(last_words(done)[:300],),
                 help=("export again, with another --opset for ONNX",),
             )
         with np.load(outputs) as file:
@@ -54,3 +54,11 @@ def run(
                 [torch.from_numpy(file[f"{k}/{n if flat else j}"]) for j, n in enumerate(keys)]
                 for k in range(count)
             ]
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process ended: the signal that ended it, or the last line that it printed."""
+    if done.returncode < 0:
+        return f"its process ended by {signal.Signals(-done.returncode).name}"
+    lines = [t for t in done.stderr.splitlines() if t.strip()]
+    return lines[-1] if lines else f"its process ended with {done.returncode}, saying nothing"

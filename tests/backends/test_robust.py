@@ -172,3 +172,26 @@ def test_a_base_that_is_trained_further_after_the_export_is_refused(tmp_path):
         Session(folder)
     with pytest.raises(PeftcError, match=r"error\[E303\].*model.safetensors is damaged"):
         peftc.verify(linking.weightless(*CASE), folder)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process ended by SIGSEGV"),
+        ("raise SystemExit(3)", "its process ended with 3, saying nothing"),
+        ("raise ValueError('no such kernel')", "ValueError: no such kernel"),
+    ],
+)
+def test_a_file_that_does_not_run_says_why(code, said, monkeypatch, tmp_path):
+    runner = tmp_path / "runner.py"
+    runner.write_text(f"def opened(model, threads=0):\n    {code}\n")
+    monkeypatch.setattr(torchscript.TorchScript, "runner", runner)
+    graph = linking.artifact(*CASE)[0]
+    exported = peftc.export(graph, "torchscript", tmp_path / "new")
+    with pytest.raises(PeftcError) as caught:
+        peftc.verify(graph, exported.folder)
+    assert str(caught.value).splitlines() == [
+        f"error[E406]: {tmp_path / 'new' / 'model.pt'} does not run",
+        f"  = note: {said}",
+        "  = help: export again, with another --opset for ONNX",
+    ]

@@ -18,8 +18,6 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def load(folder: Path):
     """The compiled model of an export, its weights in place where they lie beside it."""
     facts = facts_of(folder)
-    if facts["device"] != "cpu":
-        torch.cuda.init()  # the package's loader expects a device that is in use
     model: Any = torch._inductor.aoti_load_package(str(folder / facts["file"]))
     model.held = {}
     if facts["weights"] == "link":
