@@ -20,10 +20,12 @@ def needs(plan: Any) -> dict[str, int]:
     program = plan.sites.program
     width = WIDTHS.get(str(next(program.parameters()).dtype).removeprefix("torch."), 4)
     base, trained = plan.base * width, plan.trainable * width
+    # AdamW's two moments, which half precision has in float32, with a copy of the parameter.
+    state = 2 * trained if width > 2 else 3 * 4 * plan.trainable
     return {
         "ram": RUNTIME + base + plan.inserted * width,
         "disk": trained + SMALL,
-        "training": base + plan.inserted * width + 3 * trained + activations(plan),
+        "training": base + plan.inserted * width + trained + state + activations(plan),
     }
 
 

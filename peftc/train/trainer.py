@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from peftc.api import trainable
 from peftc.artifact import TENSORS
+from peftc.train.optimizer import HALF, MasterAdamW
 
 Evaluation = Callable[[], dict[str, float]]
 
@@ -36,6 +37,19 @@ class GraphTrainer(Trainer):
             self.args, self.state, self.control, metrics=found
         )
         return found
+
+    def create_optimizer(self, *given: Any) -> Any:  # type: ignore[override]
+        """AdamW, over float32 copies where what is trained is in half precision."""
+        parameters = list(trainable(self.model).values())  # type: ignore[arg-type]
+        if self.optimizer is None and any(p.dtype in HALF for p in parameters):
+            self.optimizer = MasterAdamW(
+                parameters,
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+            )
+        return super().create_optimizer(*given)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
