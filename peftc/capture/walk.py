@@ -43,3 +43,12 @@ def back_to_inputs(*nodes: fx.Node) -> set[fx.Node]:
     """`nodes` and all they are computed from, back to inputs and what stands in their place."""
     found = walk(nodes, lambda n: n.all_input_nodes if input_name(n) is None else ())
     return found | set(nodes)
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the innermost module whose forward made this node; "" for the model itself."""
+    if "module" in node.meta:
+        return node.meta["module"]
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path.removeprefix("L['self'].")

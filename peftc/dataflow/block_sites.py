@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from peftc.capture.normalise import module_of
+from peftc.capture.walk import module_of
 from peftc.dataflow.blocks import Block
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.fused import part_of

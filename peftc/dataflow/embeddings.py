@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import fx
 
-from peftc.capture.normalise import module_of
 from peftc.capture.program import input_name
+from peftc.capture.walk import module_of
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.operations import feature_width, lookup_of
 from peftc.dataflow.positions import COUNTERS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from peftc.capture.normalise import module_of
 from peftc.capture.program import Program
+from peftc.capture.walk import module_of
 from peftc.dataflow.block_sites import attention_sites, branch_site, feed_forward_sites
 from peftc.dataflow.blocks import Block, blocks_of, inputs_of, is_cross
 from peftc.dataflow.embeddings import embeddings

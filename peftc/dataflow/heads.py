@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftc.capture.normalise import module_of
+from peftc.capture.walk import module_of
 from peftc.dataflow.attention import Core
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.fused import part_of, size_of_one, tiled

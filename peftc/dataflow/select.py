@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
-from peftc.capture.normalise import module_of
 from peftc.capture.program import Program
+from peftc.capture.walk import module_of
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.operations import feature_width, lookup_of
 from peftc.dataflow.report import spans
