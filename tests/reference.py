@@ -113,14 +113,30 @@ def seeing(model: Any, of: dict[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[N
             module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
         )
 
-    ALL_ATTENTION_FUNCTIONS.register("reference_prefixes", attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefixes", sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("reference_prefixes")
+    with attention(model, attend):
+        yield
+
+
+@contextmanager
+def attention(
+    model: Any, attend: Callable[..., Any], mask: Callable[..., Any] = sdpa_mask
+) -> Iterator[None]:
+    """Within, the model's attentions are `attend`, and its masks what `mask` makes.
+
+    Each module is told through its own config: T5's stacks have copies, which
+    `set_attn_implementation` of some releases of transformers leaves as they are.
+    """
+    ALL_ATTENTION_FUNCTIONS.register("reference", attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("reference", mask)
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    before = [(c, c._attn_implementation) for c in configs.values()]
     try:
+        for config, _ in before:
+            config._attn_implementation = "reference"
         yield
     finally:
-        model.set_attn_implementation(before)
+        for config, name in before:
+            config._attn_implementation = name
 
 
 def fused_part(role: str, width: int) -> slice:

@@ -13,8 +13,7 @@ from tolerances import PARITY
 from torch.nn import functional
 from transformers import AutoModel, DeepseekV3Config
 from transformers.integrations import sdpa_attention
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import eager_mask
 
 import peftc
 from peftc.capture import capture
@@ -142,14 +141,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, position_bia
 @contextmanager
 def written_out(model):
     """Within, the model's attention is `attend`."""
-    ALL_ATTENTION_FUNCTIONS.register("gated", attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("gated", eager_mask)
-    before = model.config._attn_implementation
-    try:
-        model.set_attn_implementation("gated")
+    with reference.attention(model, attend, eager_mask):
         yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @contextmanager

@@ -9,8 +9,6 @@ import zoo
 from tolerances import PARITY
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import peftc
 
@@ -99,23 +97,17 @@ def test_a_prefix_equals_one_in_the_attention_function(kind, task, positions, la
     without = {b.layer[1].EncDecAttention for b in model.decoder.block} if kind == "t5" else set()
     if layers != "all":
         without |= {model.encoder.layer[1].attention.self}
-    ALL_ATTENTION_FUNCTIONS.register("reference_prefix", attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", sdpa_mask)
-    before = model.config._attn_implementation
-    try:
-        for batch, length in SHAPES:
-            inputs = zoo.inputs(model, batch, length)
-            at = {}
-            if positions == "shift":
-                at["position_ids"] = torch.arange(TOKENS, TOKENS + length)[None]
-            own = iter(keys_and_values(graph, batch))
-            model.set_attn_implementation("reference_prefix")
-            with torch.no_grad():
+    for batch, length in SHAPES:
+        inputs = zoo.inputs(model, batch, length)
+        at = {}
+        if positions == "shift":
+            at["position_ids"] = torch.arange(TOKENS, TOKENS + length)[None]
+        own = iter(keys_and_values(graph, batch))
+        with torch.no_grad():
+            with reference.attention(model, attend):
                 want = reference.main_output(model(**inputs, **at, use_cache=False))
-                got = reference.main_output(graph(**inputs))
-            torch.testing.assert_close(got, want, **PARITY[got.dtype])
-    finally:
-        model.set_attn_implementation(before)
+            got = reference.main_output(graph(**inputs))
+        torch.testing.assert_close(got, want, **PARITY[got.dtype])
 
 
 def test_a_reparameterised_prefix_has_one_network_for_all_layers_and_folds_away():
