@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     "ptuning2": ("ptuning2", {"tokens": 5}, "auto"),
     "prompt": ("prompt", {"tokens": 5}, "auto"),
     "mam": ("mam", {"tokens": 5, "hidden": 8, "dim": 6}, "auto"),
-    "unipelt": ("unipelt", {}, "auto"),
+    "unipelt": ("unipelt", {"rank": 4, "tokens": 5, "hidden": 8, "dim": 6}, "auto"),
 }
 LENGTH, BATCH = 13, 2
 SHAPES = ((1, 2), (4, 12), (2, 29))  # none is the traced one
