@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import peftc
 from peftc.backends.bench import bench
 from peftc.capture import capture
+from peftc.pipeline import fold
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "gpu_cost.jsonl"
@@ -59,50 +60,30 @@ JOBS = [
 
 def file_cost(kind: str, case: str, home: Path) -> dict[str, Any]:
     """The timings of one exported encoder, or of the graph itself, beside its base."""
-    model = encoder.base_model().to("cuda")
+    model, fold_of = encoder.base_model().to("cuda"), encoder.CASES[case][3]
+    if kind == "peft":
+        return in_eager(model, encoder.peft_lora(model))
     base = capture(model)
-    if kind in ("eager", "peft"):
-        if kind == "peft":
-            return {"timings": in_turn(model, encoder.peft_lora(model))}
-        merged = encoder.CASES[case][3] == "auto"
-        return {"timings": in_turn(base, encoder.fold(encoder.made(case, base), merge=merged)[0])}
+    graph = encoder.made(case, base)
+    if kind == "eager":
+        return in_eager(base, fold(graph, merge=fold_of == "auto")[0])
     if not (home / kind).is_dir():
         peftc.export(base, kind, home / kind, **copied(kind))
     out = home / f"{kind}-{case.replace(' ', '-')}"
-    graph = encoder.made(case, base)
-    peftc.export(graph, kind, out, fold=encoder.CASES[case][3], **copied(kind))
+    peftc.export(graph, kind, out, fold=fold_of, **copied(kind))
     found = bench(home / kind, out, batches=BATCHES, lengths=(encoder.LENGTH,), rounds=ROUNDS)
     return {"timings": [asdict(t) for t in found.timings]}
+
+
+def in_eager(*models: Any) -> dict[str, Any]:
+    """The timings of two models."""
+    found = encoder.in_turn(*models, rounds=dict.fromkeys(BATCHES, ROUNDS), device="cuda")
+    return {"timings": [asdict(t) for t in found]}
 
 
 def copied(kind: str) -> dict[str, Any]:
     """Weights of its own, for a format that could link them."""
     return {"weights": "copy"} if kind == "onnx" else {}
-
-
-def in_turn(*models: Any) -> list[dict[str, Any]]:
-    """Eager models, each call to its end."""
-
-    def bound(model: Any) -> Any:
-        def at(given: dict[str, torch.Tensor]) -> Any:
-            there = {n: v.to("cuda") for n, v in given.items()}
-
-            def run() -> None:
-                model(**there)
-                torch.cuda.synchronize()
-
-            return run
-
-        return at
-
-    timed = encoder.runpy.run_path(str(encoder.SCRIPT))["timed"]
-    found = []
-    with torch.inference_mode():
-        for b in BATCHES:
-            settings = {"warm_up": 10, "rounds": ROUNDS}
-            taken = timed([bound(m) for m in models], {"0": encoder.inputs(b)}, settings)["0"]
-            found.append(asdict(encoder.timing(b, encoder.LENGTH, *taken)))
-    return found
 
 
 def decoder() -> Any:

@@ -156,16 +156,16 @@ def nodes_run(folder: Path) -> int:
     return len(model.graph.node)
 
 
-def in_turn(*models: Any) -> list[Timing]:
-    """Two eager models, by the same script as exported files."""
+def in_turn(*models: Any, rounds: dict[int, int] = ROUNDS, device: str = "cpu") -> list[Timing]:
+    """Two eager models, by the same script as exported files; `rounds` by batch."""
     timed = runpy.run_path(str(SCRIPT))["timed"]
     found = []
     with torch.inference_mode():
-        for b in BATCHES:
-            settings = {"warm_up": 5, "rounds": ROUNDS[b]}
+        for b, count in rounds.items():
+            settings = {"warm_up": 5, "rounds": count}
             bound = [lambda given, m=m: lambda: m(**given) for m in models]
-            taken = timed(bound, {"0": inputs(b)}, settings)["0"]
-            found.append(timing(b, LENGTH, *taken))
+            given = {n: v.to(device) for n, v in inputs(b).items()}
+            found.append(timing(b, LENGTH, *timed(bound, {"0": given}, settings)["0"]))
     return found
 
 

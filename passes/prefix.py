@@ -15,7 +15,7 @@ from peftc.diagnostics import error
 from peftc.passes.base import Pass, add_module, after, call, call_module, current
 from peftc.passes.gated_attention import GatedAttention
 from peftc.passes.infix import Infix
-from peftc.passes.prefix_mask import PrefixMask, read_by
+from peftc.passes.prefix_mask import PrefixMask, arguments, read_by
 from peftc.passes.tasks import task_ids
 from peftc.passes.written_attention import attend_beside
 from peftc.pieces.bank import Bank
@@ -109,7 +109,7 @@ class InsertPrefix(Pass):
         """Let the kernel read the longer keys and values, and a longer mask."""
         with program.graph.inserting_before(attention.node):
             mask = masks.longer(program, attention)
-        args = list(attention.node.args) + [None] * (4 - len(attention.node.args))
+        args = arguments(attention.node)
         args[1:4] = [k, v, mask]
         if len(args) > 5:
             args[5] = False  # is_causal: the mask says it now

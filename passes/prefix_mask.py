@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -137,8 +138,13 @@ def read_by(attention: Attention) -> tuple[fx.Node, fx.Node, fx.Node | None]:
     if attention.scores is not None:
         mask = None if attention.mask is None else current(attention.mask)
         return current(attention.k), current(attention.v), mask
-    args = list(attention.node.args) + [None] * (4 - len(attention.node.args))
-    return args[1], args[2], args[3] or attention.node.kwargs.get("attn_mask")  # type: ignore[return-value]
+    _, k, v, mask, *_ = arguments(attention.node)
+    return k, v, mask or attention.node.kwargs.get("attn_mask")  # type: ignore[return-value]
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """The positional arguments of an SDPA node, with a place for the mask: q, k, v, mask, ..."""
+    return [*node.args, *[None] * (4 - len(node.args))]
 
 
 def is_causal(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.capture.inputs import example_value, sound_sizes, text_config
+from peftc.capture.inputs import example_value, sound_sizes, vocabulary_of
 from peftc.capture.program import PEFT_PREFIX, Program
 
 SIZES = {"batch": 2, "sequence": 9, "decoder_sequence": 5}
@@ -35,9 +35,7 @@ def frozen_difference(before: Program, after: Program, plan: Mapping[str, Any]) 
         piece = graph.get_submodule(name)
         piece.register_forward_hook(neutral(kinds[ident], gate=name.endswith("_gate")))
     config = before.signature.config
-    text = text_config(config)
-    vocabulary = getattr(text, "vocab_size", 2) or 2
-    sizes = sound_sizes(SIZES, config)
+    sizes, vocabulary = sound_sizes(SIZES, config), vocabulary_of(config)
     device = next(before.parameters()).device
     values = [example_value(i, sizes, vocabulary).to(device) for i in before.signature.inputs]
     with torch.no_grad():

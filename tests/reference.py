@@ -150,7 +150,7 @@ def randomise(graph: Any, seed: int = 0, std: float = 0.3) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in graph.peft_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data.add_((std * noise).to(parameter.dtype))
+        parameter.data.add_((std * noise).to(parameter))
 
 
 def main_output(output: Any) -> Tensor:

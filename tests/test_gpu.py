@@ -48,11 +48,15 @@ def base(family):
 def applied(spec, family=BERT):
     """A graph with random pieces."""
     graph = peftc.apply(spec, base(family).clone(), set=SPECS[spec]).eval()
-    generator = torch.Generator().manual_seed(0)
-    for _, parameter in graph.peft_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data.add_(0.3 * noise.to(parameter))
+    reference.randomise(graph)
     return graph
+
+
+def on_cpu(graph, spec, family=BERT):
+    """The same graph, captured and kept on the CPU."""
+    host = peftc.apply(spec, zoo.captured(*family, layers=1).clone(), set=SPECS[spec]).eval()
+    host.load_state_dict({n: t.cpu() for n, t in graph.state_dict().items()})
+    return host
 
 
 def inputs(family=BERT, batch=3, length=9):
@@ -70,8 +74,7 @@ def there(given):
 def test_a_graph_on_the_device_equals_the_one_on_the_cpu(spec, family):
     graph = applied(spec, family)
     assert {p.device.type for p in graph.parameters()} == {DEVICE}
-    host = peftc.apply(spec, zoo.captured(*family, layers=1).clone(), set=SPECS[spec]).eval()
-    host.load_state_dict({n: t.cpu() for n, t in graph.state_dict().items()})
+    host = on_cpu(graph, spec, family)
     given = inputs(family)
     with torch.no_grad():
         ours, theirs = graph(**there(given)).logits, host(**given).logits
@@ -82,8 +85,8 @@ def test_a_graph_on_the_device_equals_the_one_on_the_cpu(spec, family):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f[0])
 @pytest.mark.parametrize("spec", list(SPECS))
 def test_a_graph_has_one_fingerprint_on_every_device(spec, family):
-    host = peftc.apply(spec, zoo.captured(*family, layers=1).clone(), set=SPECS[spec])
-    assert fingerprint(applied(spec, family)) == fingerprint(host)
+    graph = applied(spec, family)
+    assert fingerprint(graph) == fingerprint(on_cpu(graph, spec, family))
 
 
 def test_a_graph_in_half_precision_is_near_the_one_in_full():
@@ -156,8 +159,8 @@ def test_a_file_exported_there_runs_there(kind, spec, family, tmp_path):
     assert report.ok, report
 
 
-def cuda_session(folder):
-    """The deployment by its runtime, on the device."""
+def cuda_outputs(folder, graph):
+    """The logits of a deployment by its runtime on the device, and those of the graph."""
     import onnxruntime
 
     from peftc.runtime import Session
@@ -166,7 +169,11 @@ def cuda_session(folder):
         pytest.skip("this ONNX Runtime has no CUDA provider")
     session = Session(folder, providers=["CUDAExecutionProvider"])
     assert session.session.get_providers()[0] == "CUDAExecutionProvider"
-    return session
+    given = inputs()
+    with torch.no_grad():
+        wanted = graph(**there(given)).logits.cpu()
+    got = session(**{n: v.numpy() for n, v in given.items()})["logits"]
+    return torch.from_numpy(got), wanted
 
 
 @pytest.mark.parametrize("opset", [20, 24])
@@ -175,29 +182,16 @@ def cuda_session(folder):
 def test_the_onnx_file_runs_on_the_device_by_the_runtime(made, spec, opset, tmp_path):
     """Also one that was exported for a CPU, whose attention is in another layout."""
     graph = applied(spec)
-    if made == "cpu":
-        host = peftc.apply(spec, zoo.captured(*BERT, layers=1).clone(), set=SPECS[spec]).eval()
-        host.load_state_dict({n: t.cpu() for n, t in graph.state_dict().items()})
-        peftc.export(host, "onnx", tmp_path / "out", weights="copy", opset=opset)
-    else:
-        peftc.export(graph, "onnx", tmp_path / "out", weights="copy", opset=opset)
-    session = cuda_session(tmp_path / "out")
-    given = inputs()
-    with torch.no_grad():
-        wanted = graph(**there(given)).logits.cpu()
-    got = torch.from_numpy(session(**{n: v.numpy() for n, v in given.items()})["logits"])
-    torch.testing.assert_close(got, wanted, **CLOSE)
+    exported = on_cpu(graph, spec) if made == "cpu" else graph
+    peftc.export(exported, "onnx", tmp_path / "out", weights="copy", opset=opset)
+    torch.testing.assert_close(*cuda_outputs(tmp_path / "out", graph), **CLOSE)
 
 
 def test_a_half_precision_onnx_file_runs_on_the_device(tmp_path):
     model = zoo.build(*BERT, layers=1).to(DEVICE, torch.float16)
     graph = peftc.apply("houlsby", capture(model), set={"dim": 5}).eval()
     peftc.export(graph, "onnx", tmp_path / "out", weights="copy")
-    session = cuda_session(tmp_path / "out")
-    given = inputs()
-    with torch.no_grad():
-        wanted = graph(**there(given)).logits.cpu()
-    got = torch.from_numpy(session(**{n: v.numpy() for n, v in given.items()})["logits"])
+    got, wanted = cuda_outputs(tmp_path / "out", graph)
     assert got.dtype == torch.float16
     torch.testing.assert_close(got, wanted, **EXPORT[torch.float16])
 

@@ -22,6 +22,7 @@ from peftc.backends.process import run
 from peftc.backends.weights import fill
 from peftc.capture.normalise import weight
 from peftc.capture.program import Program
+from peftc.capture.walk import walk
 
 PROBED = "peftc.probed.onnx"
 
@@ -131,14 +132,9 @@ def described(flat: ExportedProgram, name: str) -> str:
 
 def between(flat: ExportedProgram, agreeing: set[str], name: str) -> set[str]:
     """The nodes that a value is made of, back to values that agree."""
-    nodes = {node.name: node for node in flat.graph.nodes}
-    found, front = set[str](), [name]
-    while front:
-        one = front.pop()
-        if one not in found and one not in agreeing:
-            found.add(one)
-            front += [source.name for source in nodes[one].all_input_nodes]
-    return found
+    last = next(n for n in flat.graph.nodes if n.name == name)
+    behind = walk([last], lambda n: [s for s in n.all_input_nodes if s.name not in agreeing])
+    return {name, *(n.name for n in behind)}
 
 
 def by_weights(flat: ExportedProgram, exported: Exported, among: set[str] | None = None) -> str:

@@ -15,7 +15,7 @@ from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import axis_symbols, lowered
 from peftc.backends.onnx_attention import merge_heads
 from peftc.backends.onnx_names import name_axes, name_values
-from peftc.backends.onnx_shared import share_inputs
+from peftc.backends.onnx_wide import share_inputs
 from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
 from peftc.capture.program import PEFT_PREFIX, Program
 from peftc.capture.stored import Stored

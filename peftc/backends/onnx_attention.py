@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peftc.backends.onnx_nodes import inserted, ints, maker, only_reader
+
 SWAP = (0, 2, 1, 3)
 
 
@@ -57,19 +59,6 @@ def behind(node: Any) -> Any:
     if reader is None or not known(turned.outputs[0], 2, 3):
         return None
     return reader if len(dims(reader.outputs[0])) in (2, 3) else None
-
-
-def only_reader(value: Any, kind: str) -> Any:
-    """The node that alone reads a value, if it is of that kind."""
-    readers = [reader for reader, _ in value.uses()]
-    alone = len(readers) == 1 and not value.is_graph_output()
-    return readers[0] if alone and readers[0].op_type == kind else None
-
-
-def maker(value: Any, kind: str) -> Any:
-    """The node that gives a value, if it is of that kind."""
-    node = value.producer()
-    return node if node is not None and node.op_type == kind else None
 
 
 def dims(value: Any) -> list[Any]:
@@ -128,26 +117,3 @@ def merged(graph: Any, node: Any, value: Any) -> Any:
         return inserted(graph, node, "Expand", [prefix, sizes], shape)
     turned = inserted(graph, node, "Transpose", [value], [batch, length, heads, dim], perm=SWAP)
     return inserted(graph, node, "Reshape", [turned, ints(graph, 0, 0, heads * dim)], shape)
-
-
-def inserted(
-    graph: Any, node: Any, kind: str, inputs: Sequence[Any], shape: Sequence[Any], **attributes: Any
-) -> Any:
-    """The value of a new node before `node`, of its first input's type."""
-    import onnx_ir as ir
-
-    new = ir.node(kind, inputs, attributes)
-    graph.insert_before(node, new)
-    new.outputs[0].type, new.outputs[0].shape = inputs[0].type, ir.Shape(shape)
-    return new.outputs[0]
-
-
-def ints(graph: Any, *values: int) -> Any:
-    """An initializer of integers, one for all who need the same."""
-    import onnx_ir as ir
-
-    name = "ints_" + "_".join(map(str, values))
-    if name not in graph.initializers:
-        tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
-        graph.register_initializer(ir.Value(name=name, const_value=tensor))
-    return graph.initializers[name]

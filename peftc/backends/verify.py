@@ -17,7 +17,7 @@ from peftc.backends.base import Exported, backend
 from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
 from peftc.backends.process import run
-from peftc.capture.inputs import example_value, sound_sizes
+from peftc.capture.inputs import example_value, sound_sizes, vocabulary_of
 from peftc.capture.program import Program
 from peftc.capture.streaming import run_flat
 from peftc.passes.base import pieces
@@ -98,7 +98,7 @@ def verify(
         )
         for b, s in shapes_for(graph)
     ]
-    vocabulary = getattr(graph.signature.config.get_text_config(), "vocab_size", 2) or 2
+    vocabulary = vocabulary_of(graph.signature.config)
     device = next(graph.parameters()).device
     cases, given, wanted, masks = {}, [], [], []
     training = graph.training

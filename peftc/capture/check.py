@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from peftc.capture.inputs import Example, sound_sizes
+from peftc.capture.inputs import Example, sound_sizes, vocabulary_of
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet, tracing_state
 from peftc.diagnostics import error
@@ -53,8 +53,7 @@ def check_sizes(program: Program, model: Any, example: Example) -> None:
 
 def failure(program: Program, model: Any, example: Example, size: dict[str, int]) -> str | None:
     """Why the graph does not hold at a size; None where it does, or the model does not run."""
-    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
-    vocabulary = getattr(text, "vocab_size", 2) or 2
+    vocabulary = vocabulary_of(model.config)
     device = next(model.parameters()).device
     given = {n: v.to(device) for n, v in example.resized(size, vocabulary).items()}
     with tracing_state(model), quiet(), torch.no_grad():

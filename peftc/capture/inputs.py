@@ -71,14 +71,18 @@ def example_for(model: Any, static_length: int | None = None) -> Example:
 
 def example_of(inputs: list[Input], config: Any) -> Example:
     """These inputs with a value each."""
-    vocabulary = getattr(text_config(config), "vocab_size", 2) or 2
-    sizes = sound_sizes(SIZES, config)
+    sizes, vocabulary = sound_sizes(SIZES, config), vocabulary_of(config)
     return Example(tuple(inputs), {i.name: example_value(i, sizes, vocabulary) for i in inputs})
 
 
 def text_config(config: Any) -> Any:
     """The config of the part of a model that reads text; of a text model its own."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def vocabulary_of(config: Any) -> int:
+    """How many token ids there are; two where a model reads no text."""
+    return getattr(text_config(config), "vocab_size", 2) or 2
 
 
 def derives_decoder_ids(model: Any) -> bool:

