@@ -1,4 +1,4 @@
-"""Writes specs/bert_base.json: what every shipped spec inserts on BERT-base, for `peftc specs ls`.
+"""Writes specs/bert_base.json: what every shipped spec trains on BERT-base, for `peftc specs ls`.
 
 python benchmarks/spec_counts.py
 """
@@ -21,11 +21,11 @@ HOME = Path(__file__).parent.parent / "specs"
 
 
 def counts(sites: Sites) -> dict[str, int]:
-    """Inserted parameters of every spec that fits a model, from plans."""
+    """Parameters that every spec trains which fits a model, the model's own among them."""
     found = {}
     for name in names():
         with suppress(PeftcError):  # a spec for models with two stacks
-            found[name] = make_plan(peftc.load_spec(name), sites).inserted
+            found[name] = make_plan(peftc.load_spec(name), sites).trainable
     return found
 
 

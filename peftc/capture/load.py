@@ -87,7 +87,7 @@ def load_model(
             f"{source} has a config but no model.safetensors",
             help=(
                 "`plan` and `sites` need no weights",
-                "to build the model with random weights: --random-weights",
+                "to build the model with random weights: peftc apply --random-weights",
             ),
         )
     with torch.random.fork_rng(devices=[]):

@@ -58,6 +58,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Give a variable of the spec a new value."),
 ]
+Anywhere = Annotated[
+    bool,
+    typer.Option("--allow-use-anywhere", help="Let `use` name files outside of the spec's folder."),
+]
 Task = Annotated[
     str | None,
     typer.Option(

@@ -11,8 +11,12 @@ from peftc.diagnostics import error
 OPENING = ("task", "labels", "revision", "dtype", "attn")
 
 
-def read_spec(reference: str, pairs: list[str] | None = None) -> tuple[Any, dict[str, Any] | None]:
+def read_spec(
+    reference: str, pairs: list[str] | None = None, *, anywhere: bool = False
+) -> tuple[Any, dict[str, Any] | None]:
     """The resolved spec of a SPEC, and the contents of the plan where it is one.
+
+    `anywhere`: whether what it uses may lie outside of its folder.
 
     Raises:
         PeftcError: E0xx for the spec, E304 for a plan that cannot be read, E008 for --set on one.
@@ -21,7 +25,8 @@ def read_spec(reference: str, pairs: list[str] | None = None) -> tuple[Any, dict
     from peftc.spec import load_spec
 
     if not is_plan(reference):
-        return load_spec(reference, set=assignments(pairs)), None
+        given = assignments(pairs)
+        return load_spec(reference, set=given, allow_use_anywhere=anywhere), None
     if pairs:
         raise error(
             "E008",
@@ -32,7 +37,12 @@ def read_spec(reference: str, pairs: list[str] | None = None) -> tuple[Any, dict
 
 
 def spec_and_options(
-    reference: str, model: str | None, pairs: list[str] | None, given: dict[str, Any]
+    reference: str,
+    model: str | None,
+    pairs: list[str] | None,
+    given: dict[str, Any],
+    *,
+    anywhere: bool = False,
 ) -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
     """The resolved spec; the model and how to open it; and the plan where SPEC is one.
 
@@ -41,7 +51,7 @@ def spec_and_options(
     Raises:
         PeftcError: as `read_spec`; E008 where no model is named.
     """
-    resolved, planned = read_spec(reference, pairs)
+    resolved, planned = read_spec(reference, pairs, anywhere=anywhere)
     options = {"model": model, **given}
     if planned is not None:
         said = planned["options"]

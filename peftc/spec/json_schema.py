@@ -1,4 +1,10 @@
-"""The JSON schema of a spec, for editors: every key described, expressions allowed for values."""
+"""The JSON schema of a spec, for editors: every key described, expressions allowed for values.
+
+A spec names it in its first line by a path relative to the spec, and it lies beside the spec. That
+is the one form that every editor resolves, that needs no network, and that means the same on every
+machine that the folder is copied to. A `file:` address has the path of one machine in it, and an
+`https:` address has to be served for ever.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from peftc.spec.schema import Written
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "spec.schema.json"  # beside the shipped specs
+IDENTITY = "urn:peftc:spec:1"  # names the schema wherever it lies; nothing is fetched from there
 MODELINE = "# yaml-language-server: $schema="
 EXPRESSION = {"type": "string", "pattern": r"\$", "description": "An expression over `vars`."}
 LITERAL = ("integer", "number", "boolean")
@@ -43,7 +50,8 @@ def json_schema() -> dict[str, Any]:
         "then": {"$ref": "#/$defs/Use"},
         "else": {"$ref": "#/$defs/Insertion"},
     }
-    return {"$schema": DIALECT, "title": "peftc spec", **schema, "description": "A peftc spec."}
+    named = {"$schema": DIALECT, "$id": IDENTITY}
+    return {**named, **schema, "title": "peftc spec", "description": "A peftc spec."}
 
 
 def all_properties(definition: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,5 +74,5 @@ def with_expressions(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_path() -> Path:
-    """The installed schema file, which `specs cp` names in what it writes."""
+    """The installed schema file, which `specs cp` copies beside what it writes."""
     return folder() / FILE

@@ -29,23 +29,39 @@ CHANGES = ("layers", "without", "stack", "optional", "share")  # what a `use` ca
 
 @dataclass(frozen=True)
 class Trail:
-    """The files whose `use` led here, and the number of values of each spec used so far."""
+    """The files whose `use` led here, and the number of values of each spec used so far.
 
+    `within` is the folder that what they use must lie in; None where it may lie anywhere.
+    """
+
+    within: Path | None
     files: tuple[str, ...] = ()
     used: list[int] = field(default_factory=list)
 
 
 def load_spec(
-    source: str | Path | Mapping[str, Any], set: Mapping[str, object] | None = None
+    source: str | Path | Mapping[str, Any],
+    set: Mapping[str, object] | None = None,
+    *,
+    allow_use_anywhere: bool = False,
 ) -> Spec:
     """Load and resolve a spec: a shipped name, a path, or a mapping.
 
-    `set` gives variables of the spec new values.
+    `set` gives variables of the spec new values. What a spec uses is shipped, or lies in its own
+    folder (of a mapping: the working folder) or below it; with `allow_use_anywhere` anywhere.
 
     Raises:
         PeftcError: every E0xx of the spec, all at once where that is possible.
     """
-    return resolve(source_of(source), dict(set or {}), Path.cwd())
+    parsed, base = source_of(source), Path.cwd()
+    trail = Trail(None if allow_use_anywhere else home_of(parsed, base))
+    return resolve(parsed, dict(set or {}), base, trail)
+
+
+def home_of(source: Source, base: Path) -> Path:
+    """The folder that paths in a spec count from: its own, or `base` where it is no file."""
+    path = Path(source.file)
+    return path.parent if path.is_file() else base
 
 
 def resolve(
@@ -68,7 +84,7 @@ def resolve(
     if not isinstance(data, dict):
         help = ("it begins with:  peftc: 1", "copy one: peftc specs cp lora my.yaml")
         raise error("E005", "a spec is a mapping", span=source.span(), help=help)
-    bad, trail = Mistakes(), trail or Trail()
+    bad, trail = Mistakes(), trail or Trail(home_of(source, base))
     variables = variables_of(data, given, source, spans or {}, bad)
     filled = {
         k: substituted(v, (k,), variables, source, bad) for k, v in data.items() if k != "vars"
@@ -192,8 +208,7 @@ def duplicate_ids(parts: list[Any], source: Source, bad: Mistakes) -> None:
 def used(part: Use, k: int, source: Source, base: Path, trail: Trail, bad: Mistakes) -> Spec:
     """The insertions of another spec, named after the entry that uses it."""
     span = source.span("insert", k, "use")
-    home = Path(source.file).parent if Path(source.file).is_file() else base
-    path = find(part.use, home, span)
+    path = find(part.use, home_of(source, base), span, within=trail.within)
     files = (*trail.files, source.file)
     if path.resolve() in [Path(f).resolve() for f in files] or len(files) > NESTING:
         names = " > ".join(Path(f).name for f in (*files, path))
@@ -204,7 +219,8 @@ def used(part: Use, k: int, source: Source, base: Path, trail: Trail, bad: Mista
     brought = read_source(path)
     trail.used.append(len(brought.values))
     spans = {n: source.key("insert", k, "set", n) for n in part.set}
-    inner = resolve(brought, dict(part.set), path.parent, Trail(files, trail.used), spans)
+    further = Trail(trail.within, files, trail.used)
+    inner = resolve(brought, dict(part.set), path.parent, further, spans)
     changes = {n: getattr(part, n) for n in CHANGES if getattr(part, n) is not None}
     alone = len(inner.insert) == 1
     inner.insert = tuple(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
+from peftc.reading import first_bytes
 from peftc.spec.source import Source, Where, lines_of
 from peftc.spec.unreadable import control_character, not_utf8, not_yaml, too_large
 
@@ -36,6 +37,7 @@ for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|)$", ["~", "n", ""]),
 ):
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+HALF = re.compile(r"[\ud800-\udfff]")  # what "\ud800" is read as; no file can hold it
 PLAIN = {f"tag:yaml.org,2002:{t}" for t in ("bool", "int", "float", "null", "str", "map", "seq")}
 
 
@@ -56,10 +58,9 @@ def read_text(path: Path) -> str:
         PeftcError: E001 for another encoding, E012 for a file too large, E006 for none at all.
     """
     try:
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise too_large(str(path), size, LIMIT)
-        data = path.read_bytes()
+        data = first_bytes(path, LIMIT + 1)
+        if len(data) > LIMIT:
+            raise too_large(str(path), max(len(data), path.stat().st_size), LIMIT)
     except OSError as cause:
         raise error(
             "E006",
@@ -137,7 +138,11 @@ def build(
     node: yaml.Node, where: Where, source: Source, loader: Loader, bad: list[Diagnostic]
 ) -> Any:
     """Plain data of a node, noting the place of each key and value."""
-    source.values[where] = node_span(source, node)
+    source.values[where] = here = node_span(source, node)
+    if isinstance(node, yaml.ScalarNode) and HALF.search(node.value):
+        message = "half of a character: the other surrogate is missing"
+        bad.append(Diagnostic("E001", message, here, help=("\\U0001F600 is one escape",)))
+        return "?"
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:

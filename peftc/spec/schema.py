@@ -18,7 +18,7 @@ class Use(Strict):
     """Another spec's insertions, its variables set anew."""
 
     id: str = Field(description="Names the insertions that come with it.")
-    use: str = Field(description="A shipped name, or a path from this file.")
+    use: str = Field(description="A shipped name, or a file in this folder or below it.")
     set: dict[str, Number | str | bool] = Field(default_factory=dict, description="Its variables.")
     layers: LayersField | None = Field(None, description=FORMS)
     without: LayersField | None = Field(None, description=f"Layers that are left out: {FORMS}")

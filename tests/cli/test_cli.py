@@ -217,7 +217,8 @@ def test_specs_ls_has_a_line_for_each_where_piped(capsys):
     code, out, _ = peftc(capsys, "specs", "ls")
     assert code == 0
     assert re.search(r"(?m)^mam +attn.kv, ffn.out +attn\(q, .*; h \+ .* 22,493,984 +no +$", out)
-    assert re.search(r"(?m)^bitfit +bias, head +- +0 +no +$", out)
+    assert re.search(r"(?m)^bitfit +bias, head +- +102,912 +no +$", out)
+    assert re.search(r"(?m)^houlsby +attn.out, ffn.out .* 1,827,456 +no +$", out)
 
 
 def test_a_part_of_the_schema_stands_by_itself(capsys, tmp_path):

@@ -46,6 +46,11 @@ def _(here: Here):
     here.check("peftc: 1\nname: a\x00b\n")
 
 
+@case("E001", "half of a character")
+def _(here: Here):
+    here.check('peftc: 1\nname: "a \\ud83d"\n')
+
+
 @case("E002", "a key given twice")
 def _(here: Here):
     here.check(ONE.replace("    at:", "    id: b\n    at:"))
@@ -123,13 +128,29 @@ def _(here: Here):
 
 @case("E006", "a file that may not be read")
 def _(here: Here):
-    def denied(self, *_args, **_kwargs):
+    def denied(*_args):
         raise PermissionError(13, "Permission denied")
 
     here.write(ONE)
-    here.monkeypatch.setattr(Path, "read_text", denied)
-    here.monkeypatch.setattr(Path, "read_bytes", denied)
+    here.monkeypatch.setattr("peftc.spec.parse.first_bytes", denied)
     here.run("specs", "show", "./mine.yaml", "--expanded")
+
+
+@case("E006", "a folder")
+def _(here: Here):
+    Path("folder").mkdir()
+    here.check(HEAD + "insert:\n  - {id: a, use: folder}\n")
+
+
+@case("E017", "a file outside of the folder of the spec")
+def _(here: Here):
+    here.check(HEAD + "insert:\n  - {id: a, use: ../../secret.yaml}\n")
+
+
+@case("E017", "a link that leads out of it")
+def _(here: Here):
+    Path("inner.yaml").symlink_to("/etc/hostname")
+    here.check(HEAD + "insert:\n  - {id: a, use: inner.yaml}\n")
 
 
 @case("E007", "a variable that is not there")
@@ -251,9 +272,22 @@ def _(here: Here):
     here.run("train", "out", "--data", "rows.jsonl")
 
 
+@case("E081", "rows that are no regular file")
+def _(here: Here):
+    here.artifact()
+    here.run("train", "out", "--data", "/dev/null")
+
+
 @case("E082", "rows that are wrong")
 def _(here: Here):
     wrong = ["{'text': 'a'}", '{"text": "a"}', '{"text": "a", "label": "LABEL_9"}', "[1]"]
+    train(here, ROW + "\n".join(wrong) + "\n")
+
+
+@case("E082", "rows that are no JSON, or not the same to every reader")
+def _(here: Here):
+    twice = ROW.replace('"label"', '"text"', 1).strip()
+    wrong = [ROW.strip().replace("cat", r"\ud83d"), twice, ROW.strip().replace('"LABEL_0"', "NaN")]
     train(here, ROW + "\n".join(wrong) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peftc.cli.main import run
 from peftc.diagnostics import PeftcError
+from peftc.reading import first_bytes
 from peftc.spec import Layers, load_spec
 from peftc.spec.catalogue import names
 from peftc.spec.deltas import all_deltas
@@ -256,3 +259,95 @@ def loaded(data):
         return load_spec(data), []
     except PeftcError as refusal:
         return None, [d.code for d in refusal.diagnostics]
+
+
+USES = "peftc: 1\nname: n\ninsert:\n  - {id: a, use: %s}\n"
+ONE = "peftc: 1\nname: one\ninsert:\n  - {id: a, at: ffn.out, delta: {bottleneck: {dim: 8}}}\n"
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """A folder of specs, and files beside it that are nobody's business."""
+    home = tmp_path / "specs"
+    (home / "parts").mkdir(parents=True)
+    (tmp_path / "secret.yaml").write_text("password: hunter2\n")
+    (tmp_path / "outer.yaml").write_text(ONE)
+    (home / "inner.yaml").write_text(ONE)
+    (home / "parts" / "deep.yaml").write_text(USES % "../inner.yaml")
+    (home / "parts" / "escape.yaml").write_text(USES % "../../outer.yaml")
+    (home / "link.yaml").symlink_to(tmp_path / "outer.yaml")
+    (home / "folder").symlink_to(tmp_path)
+    (home / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(home / "fifo.yaml")
+    return home
+
+
+@pytest.mark.parametrize(
+    "inside", ["inner.yaml", "./parts/../inner.yaml", "parts/deep.yaml", "{home}/inner.yaml"]
+)
+def test_a_spec_uses_files_of_its_own_folder(shelf, inside):
+    (shelf / "mine.yaml").write_text(USES % inside.format(home=shelf))
+    (found,) = load_spec(shelf / "mine.yaml").insert
+    assert found.delta.kind == "bottleneck"
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        "../secret.yaml",
+        "../outer.yaml",
+        "../nothing.yaml",
+        "{home}/../secret.yaml",
+        "/etc/passwd",
+        "/dev/zero",
+        "/dev/stdin",
+        "/proc/self/environ",
+        "link.yaml",
+        "folder/secret.yaml",
+        "parts/escape.yaml",
+        '"a\\0b.yaml"',
+    ],
+)
+def test_what_a_spec_uses_elsewhere_is_not_looked_at(shelf, outside, monkeypatch):
+    (shelf / "mine.yaml").write_text(USES % outside.format(home=shelf))
+    looked = []
+    monkeypatch.setattr("peftc.spec.parse.first_bytes", lambda p, n: looked.append(p) or read(p, n))
+    read = first_bytes
+    with pytest.raises(PeftcError) as caught:
+        load_spec(shelf / "mine.yaml")
+    assert [d.code for d in caught.value.diagnostics] == ["E017"]
+    assert "hunter2" not in str(caught.value)
+    assert {p.parent for p in looked} <= {shelf, shelf / "parts"}
+
+
+@pytest.mark.parametrize("name", ["fifo.yaml", "loop.yaml", "parts", "no.yaml", "x" * 5000])
+def test_what_is_no_file_of_the_folder_is_refused_and_not_waited_for(shelf, name):
+    (shelf / "mine.yaml").write_text(USES % name)
+    with pytest.raises(PeftcError, match="E006"):
+        load_spec(shelf / "mine.yaml")
+    with pytest.raises(PeftcError, match="E006"):
+        load_spec(shelf / name)
+
+
+def test_a_file_that_says_it_is_empty_is_read_no_further_than_a_spec_is_long(tmp_path):
+    with pytest.raises(PeftcError, match=r"E012|E001|E006"):
+        load_spec("/proc/kallsyms")
+
+
+def test_with_consent_a_spec_uses_files_anywhere(shelf, capsys):
+    (shelf / "mine.yaml").write_text(USES % "parts/escape.yaml")
+    mine = str(shelf / "mine.yaml")
+    assert load_spec(mine, allow_use_anywhere=True).insert[0].delta.kind == "bottleneck"
+    for verb in (["check"], ["specs", "show", "--expanded"], ["specs", "diff", mine]):
+        assert run([*verb, mine]) == 2
+        assert "E017" in capsys.readouterr().err
+        assert run([*verb, mine, "--allow-use-anywhere"]) == 0
+
+
+def test_a_mapping_uses_files_of_the_working_folder(shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+    entry = {"id": "a", "use": "parts/deep.yaml"}
+    assert load_spec({"peftc": 1, "name": "n", "insert": [entry]}).insert
+    entry["use"] = "../outer.yaml"
+    with pytest.raises(PeftcError, match="E017"):
+        load_spec({"peftc": 1, "name": "n", "insert": [entry]})

@@ -10,7 +10,7 @@ import pytest
 from peftc.cli.main import run
 from peftc.spec import load_spec
 from peftc.spec.catalogue import names, path_of
-from peftc.spec.json_schema import MODELINE, json_schema, schema_path
+from peftc.spec.json_schema import IDENTITY, MODELINE, json_schema, schema_path
 from peftc.spec.parse import parse
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
@@ -89,8 +89,36 @@ def test_specs_lead_editors_to_it(tmp_path, capsys):
     copy = tmp_path / "my.yaml"
     assert run(["specs", "cp", "lora", str(copy)]) == 0
     first, *rest = copy.read_text().splitlines()
-    assert first == f"{MODELINE}{schema_path().resolve().as_uri()}"
+    assert first == f"{MODELINE}spec.schema.json"
     assert rest == path_of("lora").read_text().splitlines()[1:]
+    assert json.loads((tmp_path / "spec.schema.json").read_text()) == json_schema()
+    for path in tmp_path.iterdir():
+        assert str(schema_path().parent) not in path.read_text()
     capsys.readouterr()
     assert run(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_the_schema_has_a_name_that_is_no_place():
+    written = json_schema()
+    assert written["$id"] == IDENTITY
+    assert next(iter(written)) == "$schema"
+    assert VALIDATOR.is_valid(RIGHT)
+    assert not VALIDATOR.is_valid({**RIGHT, "insert": [{"id": 3}]})
+
+
+def test_a_schema_that_is_there_is_kept(tmp_path, capsys):
+    beside, copy = tmp_path / "spec.schema.json", tmp_path / "a.yaml"
+    older = json.dumps({"$id": IDENTITY, "title": "older"})
+    for text, named in ((older, True), ('{"title": "another"}', False), ("{", False)):
+        beside.write_text(text)
+        copy.unlink(missing_ok=True)
+        assert run(["specs", "cp", "lora", str(copy)]) == 0
+        assert copy.read_text().startswith(MODELINE) == named
+        assert beside.read_text() == text
+        said = "of another version of peftc" if named else "is no schema of peftc"
+        assert said in capsys.readouterr().err
+    assert run(["schema", "-o", str(beside), "--force"]) == 0
+    assert run(["specs", "cp", str(copy), str(tmp_path / "b.yaml")]) == 0
+    assert (tmp_path / "b.yaml").read_text() == path_of("lora").read_text()
+    assert capsys.readouterr().err == ""

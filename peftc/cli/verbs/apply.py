@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import Steps, detail, emit, hint, progress, say
+from peftc.cli.next_step import command, flags, training
 from peftc.cli.options import (
+    Anywhere,
     Attn,
     Dtype,
     Force,
@@ -54,6 +56,7 @@ def apply(
         Path, typer.Option("-o", "--out", metavar="DIR", help="The artifact folder to write.")
     ],
     set: Set = None,
+    anywhere: Anywhere = False,
     task: Task = None,
     labels: Labels = None,
     seed: Annotated[int, typer.Option(help="Of the fresh pieces.")] = 0,
@@ -85,7 +88,7 @@ def apply(
         return
     given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
              "static_length": static_length}  # fmt: skip
-    resolved, options, planned = spec_and_options(spec, model, set, given)
+    resolved, options, planned = spec_and_options(spec, model, set, given, anywhere=anywhere)
     if without is not None:
         if planned is not None:
             raise error("E008", f"--without: {spec} is a saved plan, which has decided the layers")
@@ -104,7 +107,8 @@ def apply(
     list_files(out)
     whole = counts["base"] + counts["inserted"]
     say(f"trainable {counts['trainable']:,} of {whole:,} parameters")
-    hint(f"Next:  peftc train {out} --data train.jsonl   or   peftc export {out} --to onnx")
+    ways = [training(graph, out, trust=trust), exporting(out, trust)]
+    hint(f"Next:  {'   or   '.join(w for w in ways if w)}")
 
 
 def rewritten(
@@ -179,6 +183,11 @@ def write(graph: Any, out: Path, steps: Steps, *, force: bool) -> None:
         facts["what"] = f"{out}/"
 
 
+def exporting(out: Path, trust: bool) -> str:
+    """The command that exports an artifact."""
+    return command("export", out, "--to", "onnx", *flags({"--trust-remote-code": trust}))
+
+
 def list_files(folder: Path) -> None:
     """The files of an artifact, what each holds, and its size."""
     from peftc.machine import size
@@ -238,4 +247,5 @@ def drop(
         return
     for planned in plan["insertions"]:
         say(f" {planned['id']:<16}{len(planned['sites'])} sites left")
-    say(f"wrote {out}/.  Next:  peftc export {out} --to onnx")
+    say(f"wrote {out}/")
+    hint(f"Next:  {exporting(out, trust)}")

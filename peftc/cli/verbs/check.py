@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from peftc.cli.console import complain, emit, note, say
-from peftc.cli.options import Json, Set
+from peftc.cli.options import Anywhere, Json, Set
 from peftc.cli.spec_argument import read_spec
 
 ORDER = 3
@@ -19,18 +19,19 @@ def check(
         list[str], typer.Argument(metavar="SPEC", help="Shipped names, paths, or saved plans.")
     ],
     set: Set = None,
+    anywhere: Anywhere = False,
     json: Json = False,
 ) -> None:
     """Check specs: the language only, no model is loaded."""
-    from peftc.diagnostics import PeftcError
+    from peftc.diagnostics import PeftcError, visible
 
     results, code = [], 0
     for name in specs:
         try:
-            spec, _ = read_spec(name, set)
+            spec, _ = read_spec(name, set, anywhere=anywhere)
             results.append({"spec": name, "ok": True, "insertions": len(spec.insert)})
             if not json:
-                say(f"ok  {name}: {spec.name}, {len(spec.insert)} insertion(s)")
+                say(f"ok  {name}: {visible(spec.name)}, {len(spec.insert)} insertion(s)")
         except PeftcError as refusal:
             code = code or refusal.exit_code
             found = refusal.diagnostics

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import complain, emit, hint, note, progress, say, table
+from peftc.cli.next_step import command, flags, free
 from peftc.cli.options import (
+    Anywhere,
     Attn,
     Dtype,
     Force,
@@ -47,6 +49,7 @@ def plan(
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture.")] = None,
     all_sites: Annotated[bool, typer.Option("--all-sites", help="List every site.")] = False,
     set: Set = None,
+    anywhere: Anywhere = False,
     force: Force = False,
     task: Task = None,
     labels: Labels = None,
@@ -63,11 +66,12 @@ def plan(
     """
     given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
              "static_length": static_length}  # fmt: skip
-    resolved, options, planned = spec_and_options(spec, model, set, given)
+    resolved, options, planned = spec_and_options(spec, model, set, given, anywhere=anywhere)
     for path in (out, html, svg):
         if path is not None:
             check_absent(path, force=force)
     import peftc
+    from peftc.capture.load import has_weights
     from peftc.plan_file import check_plan
 
     model = str(options["model"])
@@ -87,7 +91,12 @@ def plan(
     print_plan(made, spec, model, all_sites)
     for path in written:
         say(f"wrote {path}")
-    hint(f"Next:  peftc apply {out or f'{spec} {model}'} -o out/")
+    saved = out or (Path(spec) if planned is not None else None)
+    said = {"--set": set, "--allow-use-anywhere": anywhere,
+            **{f"--{n.replace('_', '-')}": v for n, v in given.items()}}  # fmt: skip
+    unread = {"--trust-remote-code": trust, "--random-weights": not has_weights(model)}
+    what = [saved] if saved is not None else [spec, model, *flags(said)]
+    hint(f"Next:  {command('apply', *what, *flags(unread), '-o', free('out'))}")
 
 
 def write(
@@ -158,6 +167,20 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
 
 def ends(made: Any) -> str:
     """What becomes of the model's inputs and outputs."""
+    if made.heads:
+        from peftc.passes.tasks import OUTPUTS
+
+        signature = made.sites.program.signature
+        gone = ", ".join(o.name for o in signature.outputs)
+        several = len(made.heads) > 1
+        outputs = [
+            f"{name}_{h.task}" if several else name
+            for h in made.heads
+            for name in OUTPUTS[h.options.loss][0]
+        ]
+        numbers = ", ".join(f"{k} for {h.task}" for k, h in enumerate(made.heads))
+        added = f"task_ids is added, a number for each row ({numbers}); " if several else ""
+        return f"{added}{', '.join(outputs)} in place of {gone}"
     longer = [
         p.insertion.id
         for p in made.insertions

@@ -30,7 +30,8 @@ def schema(
 ) -> None:
     """Print the JSON schema of specs: every key, described.
 
-    Editors complete and underline from it: `peftc specs cp` names it in the copy's first line.
+    Editors complete and underline from it: `peftc specs cp` puts it beside the copy, and names it
+    in the first line.
     """
     from peftc.spec.json_schema import json_schema
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json as data
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,9 @@ from typing import Annotated
 import typer
 
 from peftc.cli.common import examples, with_common
-from peftc.cli.console import emit, hint, say, several, table
-from peftc.cli.options import Force, Json, spec_names
+from peftc.cli.console import emit, hint, note, say, several, table
+from peftc.cli.next_step import command, free
+from peftc.cli.options import Anywhere, Force, Json, spec_names
 from peftc.cli.spec_argument import read_spec
 
 ORDER = 1
@@ -74,7 +76,7 @@ def list_specs(*, as_json: bool) -> None:
     table(
         "",
         [("NAME", ""), (several(["WHAT IT", "CHANGES"], " "), ""), ("H BECOMES", ""),
-         (several(["PARAMS", "(bert-base)"], " "), "right"), ("MERGES", "")],
+         (several(["TRAINED", "(bert-base)"], " "), "right"), ("MERGES", "")],
         [
             (
                 r["name"],
@@ -86,11 +88,11 @@ def list_specs(*, as_json: bool) -> None:
             for r in rows
         ],
     )  # fmt: skip
-    hint("Copy one:  peftc specs cp lora my.yaml")
+    hint(f"Copy one:  {command('specs', 'cp', 'lora', free('my.yaml'))}")
 
 
 def bert_base_counts() -> dict[str, int]:
-    """Parameters that shipped specs insert on BERT-base, as benchmarks/spec_counts.py wrote them.
+    """Parameters that shipped specs train on BERT-base, as benchmarks/spec_counts.py wrote them.
 
     Counting takes a model on meta tensors, and this verb does without torch.
     """
@@ -106,13 +108,18 @@ def show(
     expanded: Annotated[
         bool, typer.Option("--expanded", help="Every value resolved, every default written out.")
     ] = False,
+    anywhere: Anywhere = False,
     json: Json = False,
 ) -> None:
     """Print a spec as it is written, or expanded."""
     if json:
-        emit({"name": name, "spec": read_spec(name)[0].to_dict()})
+        emit({"name": name, "spec": read_spec(name, anywhere=anywhere)[0].to_dict()})
+    elif expanded:
+        sys.stdout.write(read_spec(name, anywhere=anywhere)[0].to_yaml())
+    elif sys.stdout.isatty():
+        say(as_written(name).removesuffix("\n"))
     else:
-        sys.stdout.write(read_spec(name)[0].to_yaml() if expanded else as_written(name))
+        sys.stdout.write(as_written(name))
 
 
 def as_written(name: str) -> str:
@@ -134,32 +141,57 @@ def cp(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Copy a spec, to change it."""
+    """Copy a spec, to change it, and beside it the schema from which editors complete it."""
     from peftc.files import write_text
+    from peftc.spec.json_schema import schema_path
 
-    write_text(file, with_modeline(as_written(name)), force=force)
+    schema, remark = schema_beside(file)
+    write_text(file, with_modeline(as_written(name), schema), force=force)
+    if schema is not None and not schema.exists():
+        write_text(schema, schema_path().read_text(encoding="utf-8"))
     if json:
-        emit({"ok": True, "out": str(file)})
+        emit({"ok": True, "out": str(file), "schema": str(schema) if schema else None})
         return
-    say(f"wrote {file}")
-    hint(f"Next:  peftc check {file}")
+    say(f"wrote {file}" + (f", and {schema.name} for editors" if schema else ""))
+    if remark:
+        note(remark)
+    hint(f"Next:  {command('check', file)}")
 
 
-def with_modeline(text: str) -> str:
-    """A spec's text, its first line naming the installed schema: editors complete offline."""
-    from peftc.spec.json_schema import MODELINE, schema_path
+def schema_beside(file: Path) -> tuple[Path | None, str]:
+    """Where the schema of a spec lies, or None where another file has that name; and a remark."""
+    from peftc.reading import first_bytes
+    from peftc.spec.json_schema import FILE, IDENTITY, schema_path
 
-    lines = text.splitlines(keepends=True)
-    if lines and lines[0].startswith(MODELINE):
-        del lines[0]
-    return f"{MODELINE}{schema_path().resolve().as_uri()}\n{''.join(lines)}"
+    path, installed = file.parent / FILE, schema_path().read_bytes()
+    if not os.path.lexists(path):
+        return path, ""
+    try:
+        found = data.loads(first_bytes(path, 8 * len(installed)))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("$id") != IDENTITY:
+        return None, f"{path} is no schema of peftc, so editors have none for this spec"
+    if found == data.loads(installed):
+        return path, ""
+    renew = command("schema", "-o", path, "--force")
+    return path, f"{path} is of another version of peftc; to renew it:  {renew}"
+
+
+def with_modeline(text: str, schema: Path | None) -> str:
+    """A spec's text, its first line naming the schema beside it."""
+    from peftc.spec.json_schema import MODELINE
+
+    if text.startswith(MODELINE):
+        text = text.partition("\n")[2]
+    return text if schema is None else f"{MODELINE}{schema.name}\n{text}"
 
 
 @app.command("diff", epilog=examples(("peftc specs diff lora my.yaml",)))
 @with_common
-def diff(a: Left, b: Right, json: Json = False) -> None:
+def diff(a: Left, b: Right, anywhere: Anywhere = False, json: Json = False) -> None:
     """Compare two specs, both expanded."""
-    texts = [read_spec(n)[0].to_yaml().splitlines(keepends=True) for n in (a, b)]
+    texts = [read_spec(n, anywhere=anywhere)[0].to_yaml().splitlines(keepends=True) for n in (a, b)]
     lines = list(difflib.unified_diff(*texts, fromfile=a, tofile=b))
     if json:
         emit({"same": not lines, "difference": [line.rstrip("\n") for line in lines]})
