@@ -10,7 +10,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from peftc.capture.program import Program
-from peftc.diagnostics import Diagnostic, PeftcError, Span, error
+from peftc.diagnostics import Diagnostic, PeftcError, error
+from peftc.spec.problems import clipped
+from peftc.train.lines import WrongRow, json_lines, parsed
 
 # A task by the loss of the model: its rows' keys (the second tuple may be left out).
 KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -86,7 +88,8 @@ def read_rows(
 ) -> Rows:
     """Read and tokenise a JSON lines file for the graph's task, or for one of several.
 
-    Texts are cut at `length` tokens; the contexts of questions come in windows of that length.
+    Rows are read one at a time, and only their tokens are kept. Texts are cut at `length` tokens;
+    the contexts of questions come in windows of that length.
 
     Raises:
         PeftcError: E081 for a file that cannot be read, E082 for wrong rows, all at once.
@@ -94,27 +97,29 @@ def read_rows(
     from peftc.train.encode import ENCODERS
 
     kind = Task.of(graph, task)
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise error("E081", f"cannot read {path}: {cause}") from cause
+    path, encode = Path(path), ENCODERS[kind.kind]
     bad: list[Diagnostic] = []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip() and (row := checked(line, number, path, kind, bad)) is not None:
-            rows.append(row)
-    if bad:
-        more = len(bad) - SHOWN
-        tail = [Diagnostic("E082", f"{more} more rows of {path} are wrong")] if more > 0 else []
-        raise PeftcError(bad[:SHOWN] + tail)
-    if not rows:
-        raise error("E082", f"{path} has no rows", help=(f"a row is {shape_of(kind)}",))
-    made = []
-    for number, row in enumerate(rows):
-        found = ENCODERS[kind.kind](row, kind, tokenizer, length)
+    made: list[dict[str, Any]] = []
+    count = wrong = 0
+    for number, line in json_lines(path):
+        try:
+            row = checked(parsed(line), kind)
+            found = encode(row, kind, tokenizer, length) if not wrong else []
+        except WrongRow as cause:
+            wrong += 1
+            made.clear()
+            if wrong <= SHOWN:
+                bad.append(cause.at(path, number, line))
+            continue
         for example in found if isinstance(found, list) else [found]:
-            made.append({**example, "task": task, "row": number})
+            made.append({**example, "task": task, "row": count})
+        count += 1
+    if bad:
+        more = wrong - SHOWN
+        tail = [Diagnostic("E082", f"{more} more rows of {path} are wrong")] if more > 0 else []
+        raise PeftcError(bad + tail)
+    if not made:
+        raise error("E082", f"{path} has no rows", help=(f"a row is {shape_of(kind)}",))
     return Rows(made)
 
 
@@ -126,50 +131,40 @@ def shape_of(task: Task) -> str:
     return json.dumps({k: samples.get(k, "...") for k in needed})
 
 
-def checked(
-    line: str, number: int, path: Path, task: Task, bad: list[Diagnostic]
-) -> dict[str, Any] | None:
-    """One row, or None with a diagnostic added."""
+def checked(row: Any, task: Task) -> dict[str, Any]:
+    """A row, as its task needs it.
 
-    def wrong(text: str, *help: str) -> None:
-        span = Span(str(path), number, 1, min(len(line), 60), line[:200])
-        bad.append(Diagnostic("E082", text, span, help=help))
-
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as cause:
-        wrong(f"not JSON: {cause.msg}")
-        return None
+    Raises:
+        WrongRow: where it is another.
+    """
     needed, optional = KEYS[task.kind]
     if not isinstance(row, dict):
-        wrong("a row is a mapping", f"a row is {shape_of(task)}")
-        return None
+        raise WrongRow("a row is a mapping", f"a row is {shape_of(task)}")
     missing = [k for k in needed if k not in row]
-    unknown = [k for k in row if k not in needed + optional]
+    unknown = [k[:40] for k in row if k not in needed + optional]
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] if missing else []
-        parts += [f"unknown {', '.join(unknown)}"] if unknown else []
-        wrong("; ".join(parts), f"a row is {shape_of(task)}")
-        return None
+        parts += [f"unknown {', '.join(unknown[:SHOWN])}"] if unknown else []
+        raise WrongRow("; ".join(parts), f"a row is {shape_of(task)}")
     for key in (*needed, *optional):
         if key in ("tokens", "tags"):
             if not isinstance(row[key], list):
-                wrong(f"`{key}` is a list")
-                return None
+                raise WrongRow(f"`{key}` is a list")
         elif key not in ("label", "answers") and not isinstance(row.get(key, ""), str):
-            wrong(f"`{key}` is text")
-            return None
-    if "tokens" in row and len(row["tokens"]) != len(row["tags"]):
-        wrong(f"{len(row['tokens'])} tokens, but {len(row['tags'])} tags")
-        return None
+            raise WrongRow(f"`{key}` is text")
+    if "tokens" in row:
+        if not all(isinstance(t, str) for t in row["tokens"]):
+            raise WrongRow("`tokens` are texts")
+        if len(row["tokens"]) != len(row["tags"]):
+            raise WrongRow(f"{len(row['tokens'])} tokens, but {len(row['tags'])} tags")
     if "answers" in row and (text := wrong_answers(row["answers"], row["context"])):
-        wrong(text, "answers: {text: [...], answer_start: [...]}, both empty where there is none")
-        return None
+        form = "answers: {text: [...], answer_start: [...]}, both empty where there is none"
+        raise WrongRow(text, form)
     names = row["tags"] if "tags" in row else [row["label"]] if "label" in row else []
     for name in names:
         if label_number(name, task) is None:
-            wrong(f"`{name}` is no label", f"labels: {', '.join(list(task.labels)[:20])}")
-            return None
+            labels = f"labels: {', '.join(list(task.labels)[:20])}"
+            raise WrongRow(f"`{clipped(str(name))}` is no label", labels)
     return row
 
 

@@ -6,39 +6,77 @@ from collections.abc import Callable
 from typing import Any
 
 from peftc.capture.loss import IGNORED
-from peftc.diagnostics import error
 from peftc.train.data import Task, label_number
+from peftc.train.lines import WrongRow
+
+TOKEN = 64  # characters of a text that are looked at first, a token
 
 
 def encode_sequence(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text, or a pair, and its label."""
-    pair = [row["text_pair"]] if "text_pair" in row else []
-    found = dict(tokenizer(row["text"], *pair, truncation=True, max_length=length))
+    texts = [part_of(row[k], tokenizer, length) for k in ("text", "text_pair") if k in row]
+    found = with_tokens(tokenizer(*texts, truncation=True, max_length=length))
     return {**found, "labels": label_number(row["label"], task)}
 
 
 def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """Words with tags: a word's first piece has its tag, the others do not count."""
-    found = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+    every = [part_of(w, tokenizer, length) for w in row["tokens"]]
+    words = part_of(every, tokenizer, length, is_split_into_words=True)
+    tags = row["tags"][-len(words) :] if cuts_left(tokenizer) else row["tags"]
+    found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=length)
     labels, last = [], None
     for word in found.word_ids():
         fresh = word is not None and word != last
-        labels.append(label_number(row["tags"][word], task) if fresh else IGNORED)
+        labels.append(label_number(tags[word], task) if fresh else IGNORED)
         last = word
-    return {**dict(found), "labels": labels}
+    return {**with_tokens(found), "labels": labels}
 
 
 def encode_text(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text whose labels are its own tokens; the loss shifts them."""
-    found = dict(tokenizer(row["text"], truncation=True, max_length=length))
+    text = part_of(row["text"], tokenizer, length)
+    found = with_tokens(tokenizer(text, truncation=True, max_length=length))
     return {**found, "labels": list(found["input_ids"])}
 
 
 def encode_pair(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A source, and the target's tokens as labels."""
-    found = dict(tokenizer(row["source"], truncation=True, max_length=length))
-    target = tokenizer(text_target=row["target"], truncation=True, max_length=length)
+    source, aim = (part_of(row[k], tokenizer, length) for k in ("source", "target"))
+    found = with_tokens(tokenizer(source, truncation=True, max_length=length))
+    target = with_tokens(tokenizer(text_target=aim, truncation=True, max_length=length))
     return {**found, "labels": list(target["input_ids"])}
+
+
+def part_of(text: Any, tokenizer: Any, length: int, **options: Any) -> Any:
+    """The part of a text, or of a list of words, that is enough where `length` tokens are kept.
+
+    It has twice as many, so that what follows it is too far away to change those that are kept: a
+    tokenizer takes a hundred bytes for each character that it reads.
+    """
+    size, options = TOKEN * length, {**options, "add_special_tokens": False, "verbose": False}
+    while size < len(text):
+        part = text[-size:] if cuts_left(tokenizer) else text[:size]
+        if len(tokenizer(part, **options)["input_ids"]) > 2 * length:
+            return part
+        size *= 4
+    return text
+
+
+def cuts_left(tokenizer: Any) -> bool:
+    """Whether a tokenizer keeps the end of a text that is too long."""
+    return getattr(tokenizer, "truncation_side", "right") == "left"
+
+
+def with_tokens(found: Any) -> dict[str, Any]:
+    """What a tokenizer made of a text.
+
+    Raises:
+        WrongRow: where that is nothing: attention over no token is not a number.
+    """
+    if not found["input_ids"]:
+        raise WrongRow("its text has no tokens", "leave the row out")
+    return dict(found)
 
 
 def encode_question(
@@ -50,12 +88,12 @@ def encode_question(
     of it, and where there is none, both are the first token of the window.
 
     Raises:
-        PeftcError: E082 for a question that leaves the context no room.
+        WrongRow: for a question that leaves the context no room.
     """
     room = length - len(tokenizer(row["question"], "")["input_ids"])
     if room < 2:
         message = f"the question `{row['question'][:40]}` leaves its context no room in {length}"
-        raise error("E082", message, help=("longer texts: --length 384",))
+        raise WrongRow(message, "longer texts: --length 384")
     found = tokenizer(
         row["question"], row["context"], truncation="only_second", max_length=length,
         stride=room // 3, return_overflowing_tokens=True, return_offsets_mapping=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def unfinished(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise error(
         "E305",
         f"nothing to resume: {what}",
-        help=(f"a new run: peftc train {folder} --data train.jsonl",),
+        help=(f"a new run: peftc train {shlex.quote(str(folder))} --data train.jsonl",),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from peftc.cli.console import emit, progress, say
+from peftc.cli.next_step import command, flags
 from peftc.cli.options import ArtifactArgument, Json, Trust, assignments
 from peftc.diagnostics import error
 
@@ -77,7 +79,7 @@ def train(
             raise error(
                 "E008",
                 "--resume goes on with the rows and settings that the run began with",
-                help=(f"peftc train {artifact} --resume",),
+                help=(command("train", artifact, "--resume"),),
             )
         run, facts = unfinished(artifact)
         start = (run / facts["artifact"]).resolve()
@@ -87,7 +89,9 @@ def train(
         }
     else:
         if not data:
-            raise error("E008", "no rows are given", help=(f"peftc train {artifact} --data FILE",))
+            raise error(
+                "E008", "no rows are given", help=(command("train", artifact, "--data", "FILE"),)
+            )
         files = {
             k: [file_of(text, task) for text in texts or []]
             for k, texts in (("train", data), ("eval", eval))
@@ -99,7 +103,8 @@ def train(
     if json:
         emit(facts)
     else:
-        summary(facts)
+        same = flags({"--model": model, "--trust-remote-code": trust})
+        summary(facts, same, flags({"--device": device if device != "auto" else None}))
     if facts["interrupted"]:
         raise typer.Exit(130)
 
@@ -111,12 +116,13 @@ def file_of(text: str, task: str | None) -> tuple[str | None, Path]:
         PeftcError: E008 for two tasks, E081 for no file.
     """
     name, equals, rest = text.partition("=")
-    if not equals or Path(text).is_file():
+    if not equals or os.path.isfile(text):
         name, rest = task or "", text
     if task is not None and name != task:
         raise error("E008", f"`{text}` is not of the task `{task}`", help=("leave --task out",))
-    if not Path(rest).is_file():
-        raise error("E081", f"{rest}: no such file")
+    if not os.path.isfile(rest):
+        what = "it is no regular file" if os.path.exists(rest) else "no such file"
+        raise error("E081", f"{rest}: {what}")
     return name or None, Path(rest)
 
 
@@ -191,8 +197,8 @@ def job(
     }
 
 
-def summary(facts: dict[str, Any]) -> None:
-    """What training did, in a few lines."""
+def summary(facts: dict[str, Any], same: list[str], device: list[str]) -> None:
+    """What training did, in a few lines, and the next command, with options that were given."""
     out, before, after = facts["out"], facts["before"], facts["after"]
     last = f", loss {facts['losses'][-1][1]:.4f}" if facts["losses"] else ""
     done = f"trained {facts['steps']:,} steps"
@@ -206,6 +212,7 @@ def summary(facts: dict[str, Any]) -> None:
         step, metric, value = facts["best"]
         best = f"  best dev {metric} {value:.3f} at step {step:,}."
     if facts["interrupted"]:
-        say(f"saved {out}{best}  To go on:  peftc train {out} --resume")
+        again = command("train", out, "--resume", *same, *device)
+        say(f"saved {out}{best}  To go on:  {again}")
     else:
-        say(f"saved {out}{best}  Next:  peftc export {out} --to onnx")
+        say(f"saved {out}{best}  Next:  {command('export', out, '--to', 'onnx', *same)}")
