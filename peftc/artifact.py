@@ -80,7 +80,18 @@ def write_artifact(graph: Program, folder: Path) -> None:
     (folder / GRAPH).write_text(text, encoding="utf-8")
     name = Path(lock["model"]["reference"] or lock["model"]["class"]).name
     (folder / PICTURE).write_text(page(applied.made, name), encoding="utf-8")
-    (folder / "README.md").write_text(card(lock, applied.spec), encoding="utf-8")
+    (folder / "README.md").write_text(
+        card(lock, applied.spec, rows=rows_for(graph)), encoding="utf-8"
+    )
+
+
+def rows_for(graph: Program) -> str:
+    """The options that give `peftc train` rows for this graph; "" where it has no head for them."""
+    tasks, signature = graph.signature.tasks, graph.signature
+    if len(tasks) > 1:
+        return " ".join(f"--data {t}={t}.jsonl" for t in tasks)
+    heads = tasks or (signature.loss is not None and signature.input("input_ids") is not None)
+    return "--data train.jsonl" if heads else ""
 
 
 def load(folder: str | Path, model: Any = None, *, weights: bool = True) -> Program:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from peftc.markup import markdown
 from peftc.spec import Spec
 
 
-def card(lock: Mapping[str, Any], spec: Spec) -> str:
-    """A model card in Markdown from the lock and the spec."""
+def card(lock: Mapping[str, Any], spec: Spec, *, rows: str = "--data train.jsonl") -> str:
+    """A model card in Markdown from the lock and the spec.
+
+    `rows` are the options that give it rows to train on; "" where rows of text cannot train it.
+    """
     model, plan = lock["model"], lock["plan"]
     counts = plan["parameters"]
     rows = [
@@ -23,9 +27,9 @@ def card(lock: Mapping[str, Any], spec: Spec) -> str:
     share = 100 * counts["trainable"] / (counts["base"] + counts["inserted"])
     return "\n".join(
         [
-            f"# {spec.name} on {model['reference'] or model['class']}",
+            f"# {markdown(spec.name)} on {markdown(model['reference'] or model['class'])}",
             "",
-            spec.about,
+            markdown(spec.about),
             "",
             f"Trainable: {counts['trainable']:,} parameters ({share:.2f} % of the whole). "
             f"`peft.safetensors` holds these alone; the base is `{model['class']}`"
@@ -44,7 +48,7 @@ def card(lock: Mapping[str, Any], spec: Spec) -> str:
             'graph = peftc.load("this/folder")  # called like the model',
             "```",
             "",
-            "    peftc train this/folder --data train.jsonl",
+            *(["    peftc train this/folder " + rows] if rows else []),
             "    peftc export this/folder --to onnx",
             "",
             "`spec.yaml` is the spec with every value resolved, `peftc.lock.json` names the model,",

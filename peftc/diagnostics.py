@@ -55,7 +55,7 @@ class Diagnostic:
             margin = " " * len(number)
             room = LONGEST if width is None else max(20, width - len(number) - 3)
             text, carets = excerpt(s, room)
-            lines += [f"{margin}--> {s.file}:{s.line}:{s.column}", f"{margin} |"]
+            lines += [f"{margin}--> {visible(s.file)}:{s.line}:{s.column}", f"{margin} |"]
             lines.append(f"{number} | {text}".rstrip())
             lines += wrapped(f"{margin} | {carets} ", self.label, width, f"{margin} |")
         for kind, texts in (("note", self.notes), ("help", self.help)):

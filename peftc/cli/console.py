@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from peftc.diagnostics import Diagnostic
+from peftc.diagnostics import Diagnostic, visible
 
 FORMAT = "1.0"
 WIDE = 400  # columns where nobody looks: piped output is never wrapped or cut
@@ -53,8 +53,9 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str = "", style: str = "") -> None:
-    """A line of the result."""
-    console().print(Text(text, style=style))
+    """A line of the result, or several; nothing in it moves a terminal's cursor."""
+    shown = "\n".join(visible(line) for line in text.split("\n"))
+    console().print(Text(shown, style=style))
 
 
 def hint(text: str) -> None:
@@ -66,7 +67,7 @@ def hint(text: str) -> None:
 def note(text: str) -> None:
     """A line beside the result, on stderr; left out by --quiet."""
     if not MANNER.quiet:
-        console(stderr=True).print(Text(text, style="dim"))
+        console(stderr=True).print(Text(visible(text), style="dim"))
 
 
 def detail(text: str) -> None:
@@ -84,7 +85,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
     """A table: columns are (heading, "left" or "right"); an empty title is none."""
     made = Table(
         box=box.SIMPLE_HEAD,
-        title=escape(title) if title else None,
+        title=Text(visible(title)) if title else None,
         title_justify="left",
         title_style="bold",
         pad_edge=False,
@@ -93,13 +94,14 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
     for heading, side in columns:
         made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(Text("\n".join(map(visible, str(c).split("\n")))) for c in row))
     console().print(made)
 
 
 def several(parts: Iterable[str], between: str = ", ") -> str:
     """The parts of a cell: one a line on a terminal, all in one line where it is none."""
-    return between.join(parts) if not console().is_terminal else f"{between.rstrip()}\n".join(parts)
+    lines = [visible(p) for p in parts]
+    return between.join(lines) if not console().is_terminal else f"{between.rstrip()}\n".join(lines)
 
 
 def complain(diagnostics: Sequence[Diagnostic]) -> None:
@@ -127,7 +129,7 @@ def progress(text: str) -> AbstractContextManager[Any]:
     detail(text)
     if MANNER.quiet or not sys.stderr.isatty():
         return nullcontext()
-    return console(stderr=True).status(escape(text))
+    return console(stderr=True).status(escape(visible(text)))
 
 
 class Steps:

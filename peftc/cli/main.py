@@ -18,7 +18,7 @@ import peftc
 from peftc.cli import verbs
 from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
-from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.diagnostics import Diagnostic, PeftcError, visible
 from peftc.machine import machine_error
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
@@ -131,7 +131,7 @@ def refused(cause: Exception) -> PeftcError | None:
 
 def bug(cause: Exception, as_json: bool) -> int:
     """Own up to a fault of this package."""
-    text = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    text = visible(f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}")
     if as_json:
         emit({"ok": False, "bug": text})
     console(stderr=True).print(

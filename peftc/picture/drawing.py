@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from html import escape
+
+from peftc.markup import escape
 
 STYLE = """
 svg{--ink:#26303c;--soft:#667080;--line:#9aa4b2;--stream:#3b4656;--page:#fff;--block:#f7f8fa;

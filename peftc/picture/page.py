@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from peftc.build import build_pieces
 from peftc.dataflow.report import report, sizes, spans, where
 from peftc.dataflow.site import Sites
+from peftc.markup import escape
 from peftc.picture.blocks import drawn, picture
 from peftc.planned import Plan, Planned
 
