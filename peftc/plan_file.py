@@ -1,4 +1,4 @@
-"""Plans as files: what `peftc plan -o` writes and `peftc apply plan.json` carries out."""
+"""Plans as files: what `peftc plan -o` writes and `peftc apply` carries out."""
 
 from __future__ import annotations
 

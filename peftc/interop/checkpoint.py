@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def no_checkpoint(folder: Path) -> Exception:
         return error(
             "E310",
             f"{folder} holds no checkpoint itself, but {len(inside)} inside",
-            help=tuple(f"peftc import {folder / n} ..." for n in inside[:5]),
+            help=tuple(f"peftc import {shlex.quote(str(folder / n))} -o DIR" for n in inside[:5]),
         )
     return error(
         "E310",

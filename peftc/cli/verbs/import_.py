@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
+from peftc.cli.console import emit, hint, progress, say
+from peftc.cli.next_step import command, flags
 from peftc.cli.options import Attn, Dtype, Force, Json, Labels, Task, Trust, open_model
 
 ORDER = 9
@@ -48,7 +49,7 @@ def import_(
         raise error(
             "E008",
             f"{checkpoint} does not name its base model",
-            help=(f"peftc import {checkpoint} --model MODEL -o {out}",),
+            help=(command("import", checkpoint, "--model", "MODEL", "-o", out),),
         )
     import peftc
     from peftc.api import APPLIED
@@ -75,4 +76,18 @@ def import_(
     )
     equals = f"   equals the shipped spec {facts['equals']}" if facts["equals"] else ""
     say(f"wrote  {out / 'spec.yaml'}{equals}")
-    say(f"Next:  peftc export {out} --to onnx   or   peftc export {out} --to peft")
+    given = flags({"--trust-remote-code": trust})
+    ways = [command("export", out, "--to", kind, *given) for kind in ("onnx", "peft")]
+    hint(f"Next:  {'   or   '.join(ways if writable(graph) else ways[:1])}")
+
+
+def writable(graph: Any) -> bool:
+    """Whether HF PEFT has a form of what was imported."""
+    from peftc.diagnostics import PeftcError
+    from peftc.interop.to_peft import inserted, writer_for
+
+    try:
+        writer_for(inserted(graph))
+    except PeftcError:
+        return False
+    return True

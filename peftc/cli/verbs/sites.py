@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, hint, progress, say, table
+from peftc.cli.next_step import command, flags
 from peftc.cli.options import (
     Attn,
     Force,
@@ -90,6 +91,10 @@ def sites(
               "absent": absent_roles(found), "written": written})  # fmt: skip
         return
     show(model, found, rows)
+    said = {"--task": task, "--labels": labels, "--revision": revision, "--attn": attn,
+            "--static-length": static_length, "--trust-remote-code": trust}  # fmt: skip
+    if (spec := fitting(found)) is not None:
+        hint(f"Next:  {command('plan', spec, model, *flags(said))}")
     if html is not None:
         say(f"wrote {html}")
 
@@ -115,7 +120,20 @@ def show(model: str, found: Any, rows: list[dict[str, Any]]) -> None:
         say("* one fused weight; peftc changes only that part of it")
     if absent := lacking(found):
         say(f"Not in this model: {', '.join(absent)}")
-    hint(f"Next:  peftc plan lora {model}")
+
+
+def fitting(found: Any) -> str | None:
+    """A shipped spec whose roles the model has, LoRA if it can be; None where there is none."""
+    from peftc.dataflow.report import absent_roles
+    from peftc.spec import load_spec
+    from peftc.spec.catalogue import names
+
+    absent = absent_roles(found)
+    for name in ("lora", *names()):
+        insert = load_spec(name).insert
+        if insert and not any(str(role) in absent for i in insert for role in i.at):
+            return name
+    return None
 
 
 def lacking(found: Any) -> list[str]:
