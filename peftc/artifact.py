@@ -81,7 +81,7 @@ def write_artifact(graph: Program, folder: Path) -> None:
     name = Path(lock["model"]["reference"] or lock["model"]["class"]).name
     (folder / PICTURE).write_text(page(applied.made, name), encoding="utf-8")
     (folder / "README.md").write_text(
-        card(lock, applied.spec, rows=rows_for(graph)), encoding="utf-8"
+        card(lock, applied.spec, data=rows_for(graph)), encoding="utf-8"
     )
 
 

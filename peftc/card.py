@@ -9,10 +9,10 @@ from peftc.markup import markdown
 from peftc.spec import Spec
 
 
-def card(lock: Mapping[str, Any], spec: Spec, *, rows: str = "--data train.jsonl") -> str:
+def card(lock: Mapping[str, Any], spec: Spec, *, data: str = "--data train.jsonl") -> str:
     """A model card in Markdown from the lock and the spec.
 
-    `rows` are the options that give it rows to train on; "" where rows of text cannot train it.
+    `data` are the options that give it rows to train on; "" where rows of text cannot train it.
     """
     model, plan = lock["model"], lock["plan"]
     counts = plan["parameters"]
@@ -48,7 +48,7 @@ def card(lock: Mapping[str, Any], spec: Spec, *, rows: str = "--data train.jsonl
             'graph = peftc.load("this/folder")  # called like the model',
             "```",
             "",
-            *(["    peftc train this/folder " + rows] if rows else []),
+            *(["    peftc train this/folder " + data] if data else []),
             "    peftc export this/folder --to onnx",
             "",
             "`spec.yaml` is the spec with every value resolved, `peftc.lock.json` names the model,",

@@ -68,6 +68,7 @@ def test_a_card_has_the_names_as_text(graph, tmp_path):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", card)
     assert "big" in card
     assert "alert" in card
+    assert "\n    peftc train this/folder --data train.jsonl\n" in card
 
 
 def test_pages_and_pictures_are_well_formed_and_hold_no_script(graph):
