@@ -21,7 +21,7 @@ def source_of(given: str | Path | Mapping[str, Any]) -> Source:
     if isinstance(given, Mapping):
         text = yaml.safe_dump(plain_data(given), sort_keys=False, allow_unicode=True)
         return parse(text, "<dict>")
-    return read_source(find(str(given), Path.cwd()))
+    return read_source(find(str(given), Path()))  # a path is shown as it was given
 
 
 def plain_data(value: Any) -> Any:
@@ -48,7 +48,7 @@ def find(name: str, base: Path, span: Span | None = None, *, within: Path | None
             "E017",
             f"`use: {name}` leads out of the folder of the spec",
             span=span,
-            notes=(f"a spec may use shipped specs, and files in {within} or below it",),
+            notes=(f"a spec may use shipped specs, and files in {within.resolve()} or below it",),
             help=(
                 "copy the file there",
                 "where you know what it uses: --allow-use-anywhere; "

@@ -53,7 +53,7 @@ def load_spec(
     Raises:
         PeftcError: every E0xx of the spec, all at once where that is possible.
     """
-    parsed, base = source_of(source), Path.cwd()
+    parsed, base = source_of(source), Path()
     trail = Trail(None if allow_use_anywhere else home_of(parsed, base))
     return resolve(parsed, dict(set or {}), base, trail)
 

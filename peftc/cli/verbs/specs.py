@@ -130,7 +130,7 @@ def as_written(name: str) -> str:
 
     if is_plan(name):
         return read_spec(name)[0].to_yaml()
-    return read_text(find(name, Path.cwd()))
+    return read_text(find(name, Path()))
 
 
 @app.command("cp", epilog=examples(("peftc specs cp lora my.yaml",)))
