@@ -135,9 +135,9 @@ def cp(
     json: Json = False,
 ) -> None:
     """Copy a spec, to change it."""
-    from peftc.files import write_text
+    from peftc.output.text import write_text
 
-    write_text(file, with_modeline(as_written(name)), force=force)
+    write_text(file, with_modeline(as_written(name)), force=force, inputs=(name,))
     if json:
         emit({"ok": True, "out": str(file)})
         return
