@@ -21,7 +21,8 @@ from peftc.capture.program import PEFT_PREFIX, STORED
 from peftc.capture.stored import fill_buffers
 from peftc.card import card
 from peftc.diagnostics import error
-from peftc.files import FORMAT, check_intact, read_facts, sha256, staged
+from peftc.files import FORMAT, check_intact, read_facts, sha256
+from peftc.output.staging import staged
 from peftc.picture import page
 from peftc.spec import Spec, load_spec
 
@@ -35,10 +36,12 @@ def save(graph: Program, folder: str | Path, *, force: bool = False) -> Path:
     """Write `graph` as an artifact: only its trained tensors, never the base.
 
     Raises:
-        PeftcError: E306 where the folder exists, E307 where the graph does not come from `apply`.
+        PeftcError: E306 where the folder exists, E307 where the graph does not come from `apply`,
+            E316 to E318, E503 and E506 where it cannot be replaced or written.
     """
     folder = Path(folder)
-    with staged(folder, force=force) as partial:
+    applied = graph.meta.get(APPLIED)
+    with staged(folder, force=force, inputs=(applied and applied.reference,)) as partial:
         write_artifact(graph, partial)
     return folder
 

@@ -1,82 +1,17 @@
-"""Output folders that are whole or absent: written beside, then renamed into place."""
+"""Files of our folders as they are read: known by their JSON, and compared with their hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peftc.diagnostics import error
-from peftc.machine import machine_error
+from peftc.output.recover import recovered
 
 FORMAT = "1.0"  # of the JSON files that our folders are known by
-
-
-@contextmanager
-def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder `<name>.partial` to write into, which takes `folder`'s place when all went well.
-
-    On any failure, Ctrl-C included, the partial folder goes and an older output stays. A run that
-    was killed leaves the partial folder, which the next run removes.
-
-    Raises:
-        PeftcError: E306 where `folder` exists, is not empty, and `force` is not given, E503 where
-            it cannot be written, E504 where the disk became full.
-    """
-    folder = Path(folder)
-    restore(folder)
-    check_free(folder, force=force)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as cause:
-        raise error(
-            "E503",
-            f"cannot write to {folder}: {cause.strerror or cause}",
-            help=("give another folder with -o",),
-        ) from cause
-    try:
-        yield partial
-        if folder.exists():
-            old = folder.with_name(folder.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    except BaseException as cause:
-        shutil.rmtree(partial, ignore_errors=True)
-        restore(folder)
-        if (known := machine_error(cause, folder)) is not None:
-            raise known from cause
-        raise
-
-
-def restore(folder: Path) -> None:
-    """Put back an older output that a killed run had moved aside and not yet replaced."""
-    old = folder.with_name(folder.name + ".old")
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-
-
-def check_free(folder: Path, *, force: bool = False) -> None:
-    """Refuse to overwrite.
-
-    Raises:
-        PeftcError: E306 where `folder` is a file, or holds something and `force` is not given.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
-        raise error(
-            "E306",
-            f"{folder} exists and is not empty",
-            help=("choose another folder with -o, or overwrite it with --force",),
-        )
 
 
 def check_takes(folder: Path, count: int = 1 << 20) -> None:
@@ -87,34 +22,6 @@ def check_takes(folder: Path, count: int = 1 << 20) -> None:
             file.write(bytes(count))
     finally:
         probe.unlink(missing_ok=True)
-
-
-def check_absent(path: Path, *, force: bool = False) -> None:
-    """Refuse to overwrite a file.
-
-    Raises:
-        PeftcError: E306 where it exists and `force` is not given.
-    """
-    if path.exists() and not force:
-        raise error(
-            "E306", f"{path} exists", help=("choose another name, or overwrite it with --force",)
-        )
-
-
-def write_text(path: Path, text: str, *, force: bool = False) -> None:
-    """Write one file, beside first and then renamed into place.
-
-    Raises:
-        PeftcError: E306 where it exists and `force` is not given, E503 where it cannot be written.
-    """
-    check_absent(path, force=force)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as cause:
-        partial.unlink(missing_ok=True)
-        raise error("E503", f"cannot write {path}: {cause.strerror or cause}") from cause
 
 
 def sha256(path: Path) -> str:
@@ -143,12 +50,15 @@ def check_intact(folder: Path, hashes: Mapping[str, str], listed_in: str) -> Non
 
 
 def read_facts(path: Path, what: str, make: str) -> dict[str, Any]:
-    """The JSON that a folder of ours is known by.
+    """The JSON that a folder of ours is known by; an interrupted replacement of it is finished.
 
     Raises:
-        PeftcError: E308 where it is not there or of another format, E303 where it is damaged.
+        PeftcError: E308 where it is not there or of another format, E303 where it is damaged, E319
+            where its replacement was interrupted and cannot be finished.
     """
     try:
+        if not path.parent.exists():
+            recovered(path.parent)
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise error(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from peftc.diagnostics import error
-from peftc.files import FORMAT, write_text
+from peftc.files import FORMAT
+from peftc.output.text import write_text
 from peftc.spec import Spec, load_spec
 
 if TYPE_CHECKING:  # plans import torch, and `check plan.json` is to do without

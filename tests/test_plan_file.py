@@ -36,7 +36,7 @@ def test_a_stale_plan_is_refused_and_nothing_is_written(model_folder, tmp_path, 
     assert text.startswith(f"error[E301]: {plan} is stale: it was made for another model\n")
     assert "= note: model differ" in text
     assert not out.exists()
-    assert not out.with_name("out.partial").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "plan.json"]
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "nonsense", '{"kind": "peftc plan"}'])
@@ -53,7 +53,10 @@ def test_a_plan_is_not_overwritten(model_folder, tmp_path, capsys):
     command = ["plan", "lora", str(model_folder), "-o", str(path)]
     assert run(command) == 5
     assert "error[E306]" in capsys.readouterr().err
+    assert run([*command, "--force"]) == 5  # a file of the user's own
+    assert "error[E318]" in capsys.readouterr().err
     assert path.read_text() == "mine"
+    path.write_text('{\n "kind": "peftc plan"\n}')
     assert run([*command, "--force"]) == 0
     assert json.loads(path.read_text())["kind"] == "peftc plan"
 

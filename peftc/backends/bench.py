@@ -6,7 +6,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from peftc.backends.weights import base_files
 from peftc.capture.inputs import example_value
 from peftc.capture.program import STORED, Input, Program
 from peftc.diagnostics import error
+from peftc.output.staging import room_in
 
 SCRIPT = Path(__file__).parent / "runners" / "run_bench.py"
 ROUNDS, WARM_UP = 60, 5
@@ -104,9 +104,9 @@ def bench(
             help=("bench an export to onnx, torchscript, aoti or hf",),
         )
     # Beside the export: its base's weights can be linked there if its own are.
-    with tempfile.TemporaryDirectory(prefix=".peftc-bench-", dir=exported.folder.parent) as place:
+    with room_in(exported.folder.resolve().parent) as place:
         if isinstance(base, Program):
-            base = export_base(base, exported, Path(place, "base"))
+            base = export_base(base, exported, place / "base")
         other = read_export(base)
         if other.kind != exported.kind:
             raise error(
@@ -117,9 +117,9 @@ def bench(
         settings = {"threads": threads, "rounds": rounds, "warm_up": WARM_UP}
         sizes = [(b, n) for n in lengths for b in batches]
         given = [inputs_at(exported, b, n) for b, n in sizes]
-        taken = measured([other, exported], given, settings, Path(place))["seconds"]
+        taken = measured([other, exported], given, settings, place)["seconds"]
         alone = {**settings, "rounds": 1}
-        used = [measured([e], given, alone, Path(place))["memory"] for e in (other, exported)]
+        used = [measured([e], given, alone, place)["memory"] for e in (other, exported)]
         files = size_of(other), size_of(exported)
     timings = tuple(timing(*size, *taken[str(k)]) for k, size in enumerate(sizes))
     return Bench(exported.kind, exported.file, threads, rounds, timings, Memory(*files, *used))

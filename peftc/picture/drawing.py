@@ -93,6 +93,6 @@ class Drawing:
         parts = "".join((*self.under, *self.wires, *self.over))
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {self.y + 20}" '
-            f'width="{width}" role="img"><title>{escape(title)}</title>'
+            f'width="{width}" role="img"><!-- peftc --><title>{escape(title)}</title>'
             f"<style>{STYLE}</style>{ARROW}{parts}</svg>\n"
         )

@@ -16,6 +16,7 @@ from peftc.picture.blocks import drawn, picture
 from peftc.planned import Plan, Planned
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="generator" content="peftc">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>%(title)s</title><style>
 :root{color-scheme:light dark;--ink:#26303c;--soft:#667080;--page:#fff;--edge:#e3e7ec;
 --code:#f5f6f8;--green:#2f9e44;--leaf:#f1fbf3}

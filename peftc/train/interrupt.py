@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the step is finished and saved, then the loop ends."""
+"""Ctrl-C and its kin during training: the step is finished and saved, then the loop ends."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from peftc.signals import Ended, heeded, without_terminal
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Within, a function that says whether a signal came; a second one ends at once.
 
-    Outside the main thread signals stay what they are, and the answer is always no.
+    These are Ctrl-C, `kill`, and the end of the terminal that the run was started from. Outside the
+    main thread signals stay what they are, and the answer is always no.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -23,11 +24,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        without_terminal(number)
         if asked:
-            raise KeyboardInterrupt
+            raise Ended(number)
         asked.append(number)
 
-    before = {s: signal.signal(s, handle) for s in SIGNALS}
+    before = {s: signal.signal(s, handle) for s in heeded()}
     try:
         yield lambda: bool(asked)
     finally:

@@ -17,6 +17,7 @@ from peftc.base_model import weight_hashes
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
+from peftc.output.hold import read_json
 from peftc.train.collate import Collator
 from peftc.train.data import Rows
 from peftc.train.evaluate import evaluate, leading
@@ -187,19 +188,24 @@ def arguments(
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """The newest whole checkpoint of a run: the Trainer writes its state last.
+    """The newest whole checkpoint of a run.
 
     Raises:
         PeftcError: E305 where there is none.
     """
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    if not found:
+    if not (found := checkpoints(folder)):
         raise error(
             "E305",
             f"{folder} has no checkpoint to go on from",
             help=("start again: peftc train DIR --data train.jsonl",),
         )
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]))
+    return found[-1]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, the newest last: the Trainer writes its state last."""
+    found = [p for p in folder.glob("checkpoint-*") if read_json(p / "trainer_state.json")]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 
 def recall(checkpoint: Path, result: Result) -> None:

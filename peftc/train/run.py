@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from peftc.artifact import write_artifact
 from peftc.capture.program import Program
 from peftc.diagnostics import error
-from peftc.files import FORMAT, read_facts, sha256, staged, write_text
+from peftc.files import FORMAT, read_facts, sha256
+from peftc.output.claim import Busy, claimed
+from peftc.output.guard import RUN
+from peftc.output.place import place_of
+from peftc.output.recover import recovered, sweep
+from peftc.output.staging import staged
 
-RUN, EVENTS = "run.json", "events.jsonl"
+EVENTS = "events.jsonl"
 
 
-def next_run(artifact: Path, name: str | None) -> Path:
-    """The folder of a new run, beside the other runs of the same artifact.
+@contextmanager
+def new_run(artifact: Path, name: str | None) -> Iterator[Path]:
+    """The folder of a new run, to be made beside the other runs of the same artifact.
+
+    Within, no other process gets the same: of several that start at once each has its own number.
 
     Raises:
-        PeftcError: E306 where `name` is taken.
+        PeftcError: E008 where `name` is no name of a folder, E306 where it is taken, E317 where
+            another process is about to take it.
     """
     home = artifact.parent if artifact.parent.name == "runs" else artifact / "runs"
+    sweep(home)
     if name is not None:
-        if (home / name).exists():
-            raise error("E306", f"{home / name} exists", help=("give another --name",))
-        return home / name
+        if not name or Path(name).name != name or name.startswith("."):
+            raise error("E008", f"--name {name}: a name without folders, not beginning with a dot")
+        with claimed(home / name):
+            if (home / name).exists():
+                raise error("E306", f"{home / name} exists", help=("give another --name",))
+            yield home / name
+        return
     numbers = [int(p.name) for p in home.glob("*") if p.name.isdigit()]
-    return home / f"{max(numbers, default=0) + 1:03d}"
+    for number in itertools.count(max(numbers, default=0) + 1):
+        run = home / f"{number:03d}"
+        with ExitStack() as stack:
+            try:
+                place = stack.enter_context(claimed(run))
+            except Busy as refusal:
+                if refusal.place != place_of(run):
+                    raise
+                continue
+            if not place.exists():
+                yield run
+                return
 
 
 def start_run(
@@ -46,10 +73,6 @@ def start_run(
     Raises:
         PeftcError: E503 where it cannot be written.
     """
-    try:
-        run.mkdir(parents=True)
-    except OSError as cause:
-        raise error("E503", f"cannot write to {run}: {cause.strerror or cause}") from cause
     facts = {
         "format_version": FORMAT,
         "finished": False,
@@ -57,7 +80,8 @@ def start_run(
         "files": {k: [{"task": t, **described(p)} for t, p in v] for k, v in files.items()},
         "settings": settings,
     }
-    write_text(run / RUN, json.dumps(facts, indent=1) + "\n")
+    with staged(run) as partial:
+        (partial / RUN).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def described(path: Path) -> dict[str, str]:
@@ -71,6 +95,8 @@ def unfinished(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         PeftcError: E305 where there is none, or where its rows have changed since.
     """
+    recovered(folder)
+    sweep(folder / "runs")
     if (folder / RUN).is_file():
         candidates = [folder]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from peftc.api import trainable
 from peftc.artifact import TENSORS
+from peftc.output.tree import as_others, flush
 from peftc.train.optimizer import HALF, MasterAdamW
 
 Evaluation = Callable[[], dict[str, float]]
@@ -86,6 +88,13 @@ class Steps(TrainerCallback):
         if self.stopping() and state.global_step < state.max_steps:
             control.should_log = control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The end of a checkpoint: on the disk, each file with the mode that the umask gives."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        modes = [stat.S_IMODE(p.stat().st_mode) for p in (folder / "trainer_state.json", folder)]
+        as_others(folder, *modes)
+        flush(folder)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any

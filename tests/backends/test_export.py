@@ -11,6 +11,7 @@ import zoo
 
 import peftc
 from peftc.backends import backends
+from peftc.backends.export import FACTS
 from peftc.backends.verify import Report, Row
 from peftc.diagnostics import PeftcError
 
@@ -110,7 +111,7 @@ def test_not_a_number_is_no_match():
 def test_an_existing_folder_is_refused_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
     graph = peftc.apply("lora", zoo.captured("bert", "base", layers=1))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("keep")
+    (tmp_path / "out" / FACTS).write_text("keep")
     with pytest.raises(PeftcError, match=r"error\[E306\]"):
         peftc.export(graph, "onnx", tmp_path / "out")
 
@@ -121,7 +122,7 @@ def test_an_existing_folder_is_refused_and_a_failure_leaves_nothing(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         peftc.export(graph, "onnx", tmp_path / "out", force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "mine").read_text() == "keep"
+    assert (tmp_path / "out" / FACTS).read_text() == "keep"
 
 
 def test_unknown_targets_and_opsets_are_refused(tmp_path):

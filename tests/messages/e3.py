@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +20,9 @@ from peftc.capture import capture
 from peftc.capture.fake import without_weights
 from peftc.capture.stored import own_copy
 from peftc.interop.importing import opened
+from peftc.output.claim import lock_of
+from peftc.output.hold import hold
+from peftc.output.recover import MARKER
 from peftc.plan_file import check_plan
 
 
@@ -117,6 +123,13 @@ def _(here: Here):
     here.run("apply", "lora", "model", "-o", "out")
 
 
+@case("E306", "an artifact with a run in it")
+def _(here: Here):
+    Path("out/runs/001").mkdir(parents=True)
+    Path("out/peftc.lock.json").write_text("{}")
+    here.run("apply", "lora", "model", "-o", "out")
+
+
 @case("E306", "a spec that exists")
 def _(here: Here):
     here.write("mine")
@@ -131,6 +144,7 @@ def _(here: Here):
 
 @case("E306", "a run that exists")
 def _(here: Here):
+    here.artifact()
     Path("out/runs/best").mkdir(parents=True)
     here.run("train", "out", "--data", str(here.write("", "rows.jsonl")), "--name", "best")
 
@@ -220,3 +234,86 @@ def _(here: Here):
 def _(here: Here):
     checkpoint(rak=8)
     opened(Path("checkpoint"))
+
+
+@case("E316", "the base model")
+def _(here: Here):
+    here.run("apply", "lora", "model", "-o", "model", "--force")
+
+
+@case("E316", "the artifact that is exported")
+def _(here: Here):
+    here.artifact()
+    here.run("export", "out", "--to", "torchscript", "-o", "out", "--force")
+
+
+@case("E316", "a folder that holds the artifact")
+def _(here: Here):
+    Path("all").mkdir()
+    here.artifact().rename("all/out")
+    here.run("export", "all/out", "--to", "torchscript", "-o", "all", "--force")
+
+
+@case("E316", "a folder in the checkpoint")
+def _(here: Here):
+    Path("peft").mkdir()
+    here.run("import", "peft", "--model", "model", "-o", "peft/out", "--force")
+
+
+@case("E316", "the spec")
+def _(here: Here):
+    here.write("peftc: 1\nname: n\n")
+    here.run("plan", "mine.yaml", "model", "-o", "mine.yaml", "--force")
+
+
+@case("E317", "an output that another process writes")
+def _(here: Here):
+    with written_elsewhere(here, "out"):
+        here.run("apply", "lora", "model", "-o", "out")
+
+
+@case("E317", "a folder in such an output")
+def _(here: Here):
+    here.artifact()
+    with written_elsewhere(here, "out"):
+        here.run("export", "out", "--to", "torchscript")
+
+
+@contextmanager
+def written_elsewhere(here: Here, out: str) -> Iterator[None]:
+    """As if another process wrote to `out`."""
+    held = hold(lock_of(Path(out).absolute()), {})
+    os.truncate(lock_of(Path(out).absolute()), 0)  # its number and machine differ each time
+    here.monkeypatch.setattr("peftc.output.claim.PATIENCE", 0.0)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()
+
+
+@case("E318", "a folder of the user's own")
+def _(here: Here):
+    for name in ("a.csv", "b.csv", "c.csv", "notes.txt", "photos/summer"):
+        Path("mine", name).mkdir(parents=True)
+    here.run("apply", "lora", "model", "-o", "mine", "--force")
+
+
+@case("E318", "a file of the user's own")
+def _(here: Here):
+    here.write("label,text\n", "rows.csv")
+    here.run("plan", "lora", "model", "-o", "rows.csv", "--force")
+
+
+@case("E319", "a replacement that was interrupted, where the reader may not write")
+def _(here: Here):
+    room = Path(".peftc-0123456789abcdef")
+    for name in ("new", "old"):
+        (room / name).mkdir(parents=True)
+    (room / MARKER).write_text('{"peftc": "staging", "output": "out"}')
+
+    def refuse(self, target):
+        raise OSError(30, "Read-only file system")
+
+    here.monkeypatch.setattr(Path, "rename", refuse)
+    here.run("export", "out", "--to", "onnx")

@@ -36,30 +36,30 @@ def _(here: Here):
     demo.demo_model(lambda _: None)
 
 
-def full(here: Here, method: str) -> None:
-    """A disk with no room left."""
+def read_only(here: Here, method: str) -> None:
+    """A disk that is mounted so that nothing can be written."""
 
     def refuse(self, *_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+        raise OSError(30, "Read-only file system")
 
     here.monkeypatch.setattr(Path, method, refuse)
 
 
 @case("E503", "a folder that cannot be made")
 def _(here: Here):
-    full(here, "mkdir")
+    read_only(here, "mkdir")
     here.artifact()
 
 
 @case("E503", "a file that cannot be written")
 def _(here: Here):
-    full(here, "write_text")
+    read_only(here, "write_text")
     here.run("specs", "cp", "lora", "mine.yaml")
 
 
 @case("E503", "a plan that cannot be written")
 def _(here: Here):
-    full(here, "write_text")
+    read_only(here, "write_text")
     here.run("plan", "lora", "model", "-o", "plan.json")
 
 
@@ -83,3 +83,26 @@ def _(here: Here):
     here.monkeypatch.setattr("peftc.machine.free_memory", lambda: 2_000_000_000)
     here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
     here.run("apply", "lora", "model", "-o", "out")
+
+
+@case("E506", "the folder that the shell is in")
+def _(here: Here):
+    here.run("apply", "lora", "model", "-o", ".")
+
+
+@case("E506", "a volume of a container")
+def _(here: Here):
+    here.monkeypatch.setattr("os.path.ismount", lambda path: path.name == "out")
+    here.run("apply", "lora", "model", "-o", "out")
+
+
+@case("E507", "a file of the older output that cannot be removed")
+def _(here: Here):
+    here.artifact()
+
+    def refuse(path):
+        raise OSError(1, "Operation not permitted")
+
+    here.monkeypatch.setattr("secrets.token_hex", lambda _: "0123456789")
+    here.monkeypatch.setattr("peftc.output.recover.remove", refuse)
+    here.run("apply", "lora", "model", "-o", "out", "--force")

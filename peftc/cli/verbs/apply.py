@@ -75,8 +75,8 @@ def apply(
 
     SPEC may be a plan, or with --without an artifact: its pieces in those layers are dropped.
     """
+    from peftc.cli.claim import claim
     from peftc.diagnostics import error
-    from peftc.files import check_free
 
     if insertion is not None and without is None:
         raise error("E008", "--insertion says of which insertion --without leaves out layers")
@@ -94,7 +94,7 @@ def apply(
             raise error("E008", f"--without: {spec} is a saved plan, which has decided the layers")
         resolved = resolved.without(without, insertion)
     model = str(options["model"])
-    check_free(out, force=force)
+    claim(out, force=force, inputs=(spec, model))
     steps = Steps(silent=json)
     graph, applied = rewritten(resolved, model, options, planned, spec, steps, seed=seed,
                                trust=trust, random_weights=random_weights)  # fmt: skip
@@ -202,6 +202,10 @@ def list_files(folder: Path) -> None:
 
 def is_artifact(spec: str) -> bool:
     """Whether a command-line argument names an artifact folder rather than a spec."""
+    from peftc.output.recover import recovered
+
+    if not Path(spec).exists():
+        recovered(Path(spec))
     return (Path(spec) / "peftc.lock.json").is_file()
 
 
@@ -222,9 +226,9 @@ def drop(
     Raises:
         PeftcError: E008 without layers, or with options that an artifact has decided.
     """
+    from peftc.cli.claim import claim
     from peftc.cli.verbs.verify import load_quietly
     from peftc.diagnostics import error
-    from peftc.files import check_free
 
     if without is None:
         raise error(
@@ -234,7 +238,7 @@ def drop(
         )
     if decided := [name for name, value in given.items() if value]:
         raise error("E008", f"{artifact} is resolved: it has decided {', '.join(decided)}")
-    check_free(out, force=force)
+    claim(out, force=force, inputs=(artifact, model))
     with progress(f"loading {artifact}"):
         graph = load_quietly(artifact, model, without=without, insertion=insertion, trust=trust)
     import peftc

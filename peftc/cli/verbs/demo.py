@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as data
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -25,12 +26,15 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the whole job on MiniLM: apply, train, export, verify."""
-    from peftc.files import check_free, staged
+    from peftc.cli.claim import claim
+    from peftc.output.guard import DEMO
+    from peftc.output.staging import staged
 
-    check_free(out, force=force)
+    claim(out, force=force)
     start = time.perf_counter()
     with staged(out, force=force) as place:
         facts = job(place, out, steps, silent=json)
+        (place / DEMO).write_text(data.dumps(facts, indent=1) + "\n", encoding="utf-8")
     facts["seconds"] = round(time.perf_counter() - start, 1)
     if json:
         emit(facts)

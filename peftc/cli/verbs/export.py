@@ -56,13 +56,16 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an artifact as ONNX, TorchScript, compiled code or a checkpoint, and compare it."""
+    from peftc.artifact import read_lock
     from peftc.backends.base import backend
-    from peftc.files import check_free
+    from peftc.cli.claim import claim
 
     backend(to).check_tools()
+    read_lock(artifact)
     out = out or artifact / (f"{to}-{task}" if task else to)
-    if layout != "triton":  # a repository may hold other models
-        check_free(out, force=force)
+    name = name or artifact.resolve().name
+    top = out / name if layout == "triton" else out  # a repository may hold other models
+    claim(top, force=force, inputs=(artifact, model))
     import peftc
     from peftc.cli.verbs.verify import load_quietly
 
@@ -76,7 +79,7 @@ def export(
     with progress(f"exporting to {to}"):
         exported = peftc.export(
             graph, to, out, fold=fold, task=task, opset=opset, weights=weights, layout=layout,
-            name=name or artifact.resolve().name, force=force,
+            name=name, force=force,
         )  # fmt: skip
     size = sum(f["bytes"] for f in exported.facts["files"].values())
     report, unchecked = None, ""
@@ -99,14 +102,25 @@ def export(
         say(f"wrote {exported.folder}/")
         for file in exported.files:
             path = exported.folder / file
-            linked = "  linked" if path.stat().st_nlink > 1 else ""
-            say(f"   {file:<20}{path.stat().st_size:>16,} bytes{linked}")
+            say(f"   {file:<20}{path.stat().st_size:>16,} bytes{linked(path)}")
         if report:
             print_report(report)
         elif unchecked:
             say(unchecked)
     if report is not None and not report.ok:
         raise typer.Exit(6)
+
+
+def linked(path: Path) -> str:
+    """Of a file that is the base's own: that it is, and where its mode keeps others from it."""
+    if path.stat().st_nlink < 2:
+        return ""
+    mode, usual = (p.stat().st_mode & 0o444 for p in (path, path.with_name("peftc.export.json")))
+    hidden = usual & ~mode
+    return "  linked" + (
+        f", mode {path.stat().st_mode & 0o777:03o} as the base's: a server of another user needs "
+        "chmod a+r, or --weights copy" if hidden else ""
+    )  # fmt: skip
 
 
 def runs_here(exported: Any) -> bool:

@@ -38,11 +38,11 @@ def import_(
     json: Json = False,
 ) -> None:
     """Turn a checkpoint of HF PEFT or `adapters` into a spec and an artifact."""
+    from peftc.cli.claim import claim
     from peftc.diagnostics import error
-    from peftc.files import check_free
     from peftc.interop.importing import opened
 
-    check_free(out, force=force)
+    claim(out, force=force, inputs=(checkpoint, model))
     read = opened(checkpoint)
     model = model or read.config.get("base_model_name_or_path")
     if not model:

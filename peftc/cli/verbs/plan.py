@@ -26,7 +26,8 @@ from peftc.cli.options import (
     open_model,
 )  # fmt: skip
 from peftc.cli.spec_argument import OPENING, spec_and_options
-from peftc.files import check_absent
+from peftc.diagnostics import error
+from peftc.output.guard import check_absent
 
 ORDER = 4
 EXAMPLES = (
@@ -67,9 +68,11 @@ def plan(
     given = {"task": task, "labels": labels, "revision": revision, "dtype": dtype, "attn": attn,
              "static_length": static_length}  # fmt: skip
     resolved, options, planned = spec_and_options(spec, model, set, given, anywhere=anywhere)
-    for path in (out, html, svg):
-        if path is not None:
-            check_absent(path, force=force)
+    files = [p for p in (out, html, svg) if p is not None]
+    for k, path in enumerate(files):
+        check_absent(path, force=force, inputs=(spec,))
+        if path in files[:k]:
+            raise error("E008", f"{path} is to hold two things", help=("give each its own name",))
     import peftc
     from peftc.capture.load import has_weights
     from peftc.plan_file import check_plan
@@ -109,7 +112,7 @@ def write(
     force: bool,
 ) -> list[Path]:
     """Write the plan's files that were asked for."""
-    from peftc.files import write_text
+    from peftc.output.text import write_text
     from peftc.picture import page, picture
     from peftc.plan_file import save_plan
 

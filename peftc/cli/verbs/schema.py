@@ -40,7 +40,7 @@ def schema(
         found = part(found, field)
     text = data.dumps(found, indent=1) + "\n"
     if out is not None:
-        from peftc.files import write_text
+        from peftc.output.text import write_text
 
         write_text(out, text, force=force)
     if json:

@@ -142,11 +142,11 @@ def cp(
     json: Json = False,
 ) -> None:
     """Copy a spec, to change it, and beside it the schema from which editors complete it."""
-    from peftc.files import write_text
+    from peftc.output.text import write_text
     from peftc.spec.json_schema import schema_path
 
     schema, remark = schema_beside(file)
-    write_text(file, with_modeline(as_written(name), schema), force=force)
+    write_text(file, with_modeline(as_written(name), schema), force=force, inputs=(name,))
     if schema is not None and not schema.exists():
         write_text(schema, schema_path().read_text(encoding="utf-8"))
     if json:

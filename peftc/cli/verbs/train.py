@@ -59,7 +59,8 @@ def train(
 ) -> None:
     """Train what the spec trains, and write the result into the artifact's runs/.
 
-    Ctrl-C finishes the step, saves, and says how to go on. A finished run is an artifact too: give
+    Ctrl-C finishes the step, saves, and says how to go on; so do `kill` and the end of the
+    terminal. A finished run is an artifact too: give
     its folder to train on from its tensors, with a new optimiser. Of several tasks, give each a
     file, --data ner=ner.jsonl --data topic=topic.jsonl: batches are mixed.
     """
@@ -72,7 +73,9 @@ def train(
     given = {n: v for n, v in options.items() if v is not None} | assignments(set)
     settings = settled(given)
     from peftc.artifact import read_lock
-    from peftc.train.run import next_run, unfinished
+    from peftc.cli.claim import COMMAND
+    from peftc.output.claim import claimed
+    from peftc.train.run import new_run, unfinished
 
     if resume:
         if given or data or eval or task or name:
@@ -82,6 +85,8 @@ def train(
                 help=(command("train", artifact, "--resume"),),
             )
         run, facts = unfinished(artifact)
+        COMMAND.enter_context(claimed(run))
+        run, facts = unfinished(run)  # another process may have finished it until now
         start = (run / facts["artifact"]).resolve()
         settings = Settings(**facts["settings"])
         files = {
@@ -96,8 +101,10 @@ def train(
             k: [file_of(text, task) for text in texts or []]
             for k, texts in (("train", data), ("eval", eval))
         }
-        run, start = next_run(artifact, name), artifact
+        run, start = None, artifact
     read_lock(start)  # a wrong folder is refused before anything is loaded
+    if run is None:
+        run = COMMAND.enter_context(new_run(artifact, name))
     facts = job(run, start, files, settings, model, device,
                 resume=resume, silent=json, trust=trust)  # fmt: skip
     if json:
@@ -145,6 +152,7 @@ def job(
     from peftc.cli.verbs.verify import load_quietly
     from peftc.train import Rows, evaluate, read_rows
     from peftc.train import train as train_graph
+    from peftc.train.loop import checkpoints
     from peftc.train.run import end_run, note_event, start_run
 
     with progress(f"loading {start}"):
@@ -178,7 +186,7 @@ def job(
         result = train_graph(
             graph, rows, pad=pad, steps=steps, batch=settings.batch, lr=settings.lr,
             seed=settings.seed, watch=seen, held_out=held_out, every=settings.every, folder=run,
-            resume=resume,
+            resume=resume and bool(checkpoints(run)),
         )  # fmt: skip
     after = evaluate(graph, held_out, pad=pad) if held_out else None
     note_event(run, event="interrupted" if result.interrupted else "finished", step=result.steps)
