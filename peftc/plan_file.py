@@ -17,6 +17,7 @@ from peftc.spec import Spec, load_spec
 if TYPE_CHECKING:  # plans import torch, and `check plan.json` is to do without
     from peftc.planned import Plan
 
+PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "architectures")
 COMPARED = ("model", "insertions", "unfrozen", "parameters")
 
 
@@ -118,7 +119,10 @@ def check_plan(data: Mapping[str, Any], found: Mapping[str, Any], config: Any, p
 
 def config_hash(config: Any) -> str:
     """SHA-256 of what a configuration says about shapes; not of where or by what it was saved."""
-    said = json.loads(config.to_json_string(use_diff=False))
-    for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-        said.pop(name, None)
+    said = said_by(json.loads(config.to_json_string(use_diff=False)))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as data, without where or by what it was saved."""
+    return {k: v for k, v in config.items() if k not in PROVENANCE}

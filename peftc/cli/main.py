@@ -8,6 +8,8 @@ import os
 import pkgutil
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ import peftc
 from peftc.cli import verbs
 from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
-from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.diagnostics import Diagnostic, PeftcError, PeftcWarning
 from peftc.machine import machine_error
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
@@ -101,7 +103,9 @@ def run(argv: list[str]) -> int:
     debug, as_json = "--debug" in argv, "--json" in argv
     argv = [a for a in argv if a != "--debug"] or ["--help"]
     try:
-        code = build()(args=argv, standalone_mode=False, prog_name="peftc")
+        with warnings.catch_warnings():
+            warnings.showwarning = told(warnings.showwarning)
+            code = build()(args=argv, standalone_mode=False, prog_name="peftc")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -118,6 +122,18 @@ def run(argv: list[str]) -> int:
             report(refusal.diagnostics, as_json)
             return refusal.exit_code
         return bug(cause, as_json)
+
+
+def told(other: Callable[..., None]) -> Callable[..., None]:
+    """What shows a warning: ours as the diagnostics they are, any other as `other` does."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if isinstance(message, PeftcWarning):
+            complain([message.diagnostic])
+        else:
+            other(message, *place, **more)
+
+    return show
 
 
 def refused(cause: Exception) -> PeftcError | None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 from peftc.api import trainable
-from peftc.artifact import TENSORS
+from peftc.lock import TENSORS
 from peftc.train.optimizer import HALF, MasterAdamW
 
 Evaluation = Callable[[], dict[str, float]]
