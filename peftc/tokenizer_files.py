@@ -24,10 +24,11 @@ def tokenizer_hashes(
 def names_of(source: str | Path, config: Any, revision: str | None) -> set[str]:
     """What the files of this tokenizer can be called, as transformers has it."""
     from transformers import tokenization_utils_base as base
+    from transformers.utils import CHAT_TEMPLATE_FILE
 
     general = {
         base.FULL_TOKENIZER_FILE, base.TOKENIZER_CONFIG_FILE, base.SPECIAL_TOKENS_MAP_FILE,
-        base.ADDED_TOKENS_FILE, base.CHAT_TEMPLATE_FILE,
+        base.ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE,
     }  # fmt: skip
     classes = tokenizer_classes(located(source, base.TOKENIZER_CONFIG_FILE, revision), config)
     return general.union(*(dict(c.vocab_files_names).values() for c in classes))
@@ -46,7 +47,7 @@ def tokenizer_classes(settings: Path | None, config: Any) -> Iterable[Any]:
         names.append(said.get("tokenizer_class"))
     except (OSError, ValueError, AttributeError, RecursionError):
         pass  # refused where the tokenizer is loaded; its hash differs in any case
-    found = [tokenizer_class_from_name(n) for n in names if isinstance(n, str)]
+    found: list[Any] = [tokenizer_class_from_name(n) for n in names if isinstance(n, str)]
     if type(config) in TOKENIZER_MAPPING:
         found.append(TOKENIZER_MAPPING[type(config)])
     return [c for c in found if hasattr(c, "vocab_files_names")]
