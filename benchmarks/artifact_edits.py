@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,11 @@ def models() -> dict[str, Any]:
     return {"bert one": encoder.eval(), "bert many": encoder.bert, "llama one": decoder.eval()}
 
 
-def artifacts(home: Path) -> Iterator[tuple[str, Path, Program]]:
+def artifacts(home: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Path, Program]]:
     """Folders of artifacts with trained-looking tensors, each with the capture of its base."""
     for name, model in models().items():
+        if names and name not in names:
+            continue
         base, parts = capture(model), copy.deepcopy(SPECS[name.split()[1]])
         graph = peftc.apply({"peftc": 1, "name": name, **parts}, base)
         generator = torch.Generator().manual_seed(1)
@@ -237,11 +239,14 @@ def tried(folder: Path, base: Program, wanted: list[torch.Tensor]) -> str:
     return "same" if same else "FAULT another function"
 
 
-def run(edits: int, seed: int, only: tuple[str, ...] = tuple(EDITS)) -> tuple[Counter, list[str]]:
+def run(
+    edits: int, seed: int, only: Sequence[str] = tuple(EDITS), names: Sequence[str] = ()
+) -> tuple[Counter[tuple[str, str]], list[str]]:
     """Edit so many values; (editor, what came of it) -> how often, and the faults in words."""
-    chance, found, faults = random.Random(seed), Counter(), []
+    found: Counter[tuple[str, str]] = Counter()
+    chance, faults = random.Random(seed), []
     with tempfile.TemporaryDirectory() as home:
-        made = list(artifacts(Path(home)))
+        made = list(artifacts(Path(home), names))
         originals = {f: {p.name: p.read_bytes() for p in f.iterdir()} for _, f, _ in made}
         wanted = {f: outputs(peftc.load(f, base)) for _, f, base in made}
         for _ in range(edits):

@@ -74,7 +74,7 @@ def train(
 
     Raises:
         PeftcError: E403 without accelerate, E108 where nothing is trainable, E305 where there is
-            no checkpoint to resume.
+            no checkpoint to resume, E303 where it is damaged.
         RuntimeError: where a frozen weight changed, which is a fault of this package.
     """
     if importlib.util.find_spec("accelerate") is None:
@@ -85,7 +85,7 @@ def train(
             "the graph has nothing to train",
             help=("add an insertion or `unfreeze` to the spec",),
         )
-    from peftc.train.trainer import GraphTrainer, Steps
+    from peftc.train.trainer import GraphTrainer, Steps, check_checkpoint
 
     result, meter = Result(0), Meter(Collator(graph, pad))
 
@@ -126,6 +126,7 @@ def train(
             callbacks=[Steps(lambda state: tell(state, "step"), on_log, stopping)],
         )
         if checkpoint is not None:
+            check_checkpoint(checkpoint)
             recall(checkpoint, result)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -192,7 +193,11 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         PeftcError: E305 where there is none.
     """
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    found = [
+        p
+        for p in folder.glob("checkpoint-*")
+        if (p / "trainer_state.json").is_file() and p.name.rpartition("-")[2].isdigit()
+    ]
     if not found:
         raise error(
             "E305",

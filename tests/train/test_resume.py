@@ -109,3 +109,13 @@ def test_signals_are_given_back(tmp_path):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(PeftcError, match=r"error\[E305\].*has no checkpoint to go on from"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json", "peft.safetensors"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, name):
+    run(tmp_path, stop=5)
+    newest = max(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    data = (newest / name).read_bytes()
+    (newest / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(PeftcError, match=rf"error\[E303\]: .*{name} is damaged"):
+        run(tmp_path, resume=True)
