@@ -24,7 +24,7 @@ def tokenizer_hashes(
 def names_of(source: str | Path, config: Any, revision: str | None) -> set[str]:
     """What the files of this tokenizer can be called, as transformers has it."""
     from transformers import tokenization_utils_base as base
-    from transformers.utils import CHAT_TEMPLATE_FILE
+    from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
     general = {
         base.FULL_TOKENIZER_FILE, base.TOKENIZER_CONFIG_FILE, base.SPECIAL_TOKENS_MAP_FILE,

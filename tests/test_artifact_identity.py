@@ -7,6 +7,7 @@ import copy
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import artifact_edits
 import pytest
@@ -23,6 +24,8 @@ from peftc.artifact import fingerprint
 from peftc.buffers import Buffer, compared
 from peftc.capture import capture
 from peftc.capture.listing import contents
+from peftc.cli.main import run
+from peftc.cli.verbs.train import padding_of
 from peftc.diagnostics import PeftcError
 from peftc.lock import LOCK, SPEC, read_lock
 
@@ -232,3 +235,29 @@ def test_a_lock_cannot_be_made_older_by_its_number(every_piece, tmp_path):
     folder = shutil.copytree(every_piece[1], tmp_path / "out")
     reseal(folder, lambda lock: lock.update(format_version="1.0"))
     assert "these are not the values of format 1.0" in refusal(folder, zoo.captured(*BERT))
+
+
+def test_the_command_line_tells_what_changed_beside_the_graph(
+    model_folder, tmp_path, capsys, captures_once
+):
+    base, out = shutil.copytree(model_folder, tmp_path / "base"), tmp_path / "out"
+    assert run(["apply", "lora", str(base), "-o", str(out), "-q"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    (out / "README.md").write_text("mine")
+    text = (base / "tokenizer.json").read_text()
+    (base / "tokenizer.json").write_text(text.replace('"cat":', '"kat":').replace('"cat"', '"kat"'))
+    assert run(["apply", str(out), "--without", "0", "-o", str(tmp_path / "less")]) == 0
+    said = capsys.readouterr().err
+    assert f"warning[W112]: {out}: README.md differ from what was saved" in said
+    assert f"warning[W110]: {out}: the tokenizer in {base} is not the one" in said
+    assert "tokenizer.json is another" in said
+
+
+def test_rows_are_filled_with_the_id_that_the_graph_looks_for():
+    graph, without = zoo.captured("gpt2", "base"), SimpleNamespace(pad_token_id=None)
+    assert graph.signature.config.pad_token_id == 0
+    assert padding_of(graph, SimpleNamespace(pad_token_id=7)) == 0
+    unset = SimpleNamespace(signature=SimpleNamespace(config=zoo.CONFIGS["gpt2"]()))
+    unset.signature.config.pad_token_id = None
+    assert padding_of(unset, SimpleNamespace(pad_token_id=7)) == 7
+    assert padding_of(unset, without) == 0

@@ -104,6 +104,7 @@ def run(argv: list[str]) -> int:
     argv = [a for a in argv if a != "--debug"] or ["--help"]
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("always", PeftcWarning)
             warnings.showwarning = told(warnings.showwarning)
             code = build()(args=argv, standalone_mode=False, prog_name="peftc")
         sys.stdout.flush()
