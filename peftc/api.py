@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peftc import pipeline
 from peftc.capture import Program, capture
 from peftc.capture.load import load_model
+from peftc.capture.suitable import check_suitable
 from peftc.dataflow import find_sites
 from peftc.dataflow.site import Sites
 from peftc.diagnostics import error
@@ -166,6 +167,13 @@ def program_of(model: Any, *, weights: bool, static_length: int | None = None) -
     if isinstance(model, Program):
         return model
     if isinstance(model, nn.Module):
+        if weights and any(p.device.type == "meta" for p in model.parameters()):
+            check_suitable(model)
+            raise error(
+                "E209",
+                f"{type(model).__name__} has no weights in memory: it was made on the meta device",
+                help=("load it with its weights: from_pretrained(FOLDER)",),
+            )
         return capture(model, static_length=static_length)
     return capture(load_model(model, weights=weights), static_length=static_length)
 

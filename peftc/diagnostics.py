@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -145,6 +146,19 @@ def error(
 ) -> PeftcError:
     """A `PeftcError` of one diagnostic, to be raised by the caller."""
     return PeftcError([Diagnostic(code, message, span, label, notes, help)])
+
+
+class PeftcWarning(UserWarning):
+    """A diagnostic worth knowing that stops nothing."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.render())
+        self.diagnostic = diagnostic
+
+
+def warn(diagnostic: Diagnostic) -> None:
+    """Tell a diagnostic as a Python warning; the command line prints it like an error."""
+    warnings.warn(PeftcWarning(diagnostic), stacklevel=3)
 
 
 class Mistakes(list[Diagnostic]):

@@ -49,8 +49,12 @@ def check_intact(folder: Path, hashes: Mapping[str, str], listed_in: str) -> Non
             )
 
 
-def read_facts(path: Path, what: str, make: str) -> dict[str, Any]:
-    """The JSON that a folder of ours is known by; an interrupted replacement of it is finished.
+def read_facts(
+    path: Path, what: str, make: str, formats: tuple[str, ...] = (FORMAT,)
+) -> dict[str, Any]:
+    """The JSON that a folder of ours is known by; its values are not checked, only its format.
+
+    An interrupted replacement of the folder is finished.
 
     Raises:
         PeftcError: E308 where it is not there or of another format, E303 where it is damaged, E319
@@ -68,6 +72,6 @@ def read_facts(path: Path, what: str, make: str) -> dict[str, Any]:
         ) from cause
     except (ValueError, OSError, RecursionError) as cause:
         raise error("E303", f"{path} cannot be read: {cause}") from cause
-    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT:
-        raise error("E308", f"{path} is not of format {FORMAT}")
+    if not isinstance(facts, dict) or facts.get("format_version") not in formats:
+        raise error("E308", f"{path} is not of format {' or '.join(formats)}")
     return facts

@@ -8,20 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from peftc.diagnostics import error
 from peftc.files import FORMAT
 from peftc.output.text import write_text
+from peftc.records import Record, Sha256, seal, sealed, wrong_values
 from peftc.spec import Spec, load_spec
 
 if TYPE_CHECKING:  # plans import torch, and `check plan.json` is to do without
     from peftc.planned import Plan
 
+PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "architectures")
 COMPARED = ("model", "insertions", "unfrozen", "parameters")
 
 
-class Saved(BaseModel, extra="forbid", strict=True):
+class Saved(Record):
     """The contents of a plan file: how the model is opened, what it was, and the plan."""
 
     kind: Literal["peftc plan"]
@@ -31,6 +33,7 @@ class Saved(BaseModel, extra="forbid", strict=True):
     commit: str | None
     resolved_spec: dict[str, Any]
     plan: dict[str, Any]
+    seal: Sha256 | None = None
 
 
 def save_plan(plan: Plan, path: Path, model: Mapping[str, Any], *, force: bool = False) -> None:
@@ -51,7 +54,8 @@ def save_plan(plan: Plan, path: Path, model: Mapping[str, Any], *, force: bool =
         resolved_spec=plan.spec.to_dict(),
         plan=plan.to_json(),
     )
-    write_text(path, json.dumps(saved.model_dump(), indent=1) + "\n", force=force)
+    text = json.dumps(sealed(saved.model_dump(exclude={"seal"})), indent=1)
+    write_text(path, text + "\n", force=force)
 
 
 def is_plan(path: str) -> bool:
@@ -74,6 +78,8 @@ def read_plan(path: str) -> tuple[Spec, dict[str, Any]]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         saved = Saved.model_validate(data)
+        if saved.seal != seal(data):
+            raise ValueError("it was changed after it was written")
         return load_spec(saved.resolved_spec), saved.model_dump()
     except (OSError, ValueError, RecursionError) as cause:
         raise error(
@@ -87,11 +93,9 @@ def read_plan(path: str) -> tuple[Spec, dict[str, Any]]:
 def why(cause: Exception) -> tuple[str, ...]:
     """What is wrong with a plan file: the first field that does not fit, or how it is no JSON."""
     if isinstance(cause, ValidationError):
-        first = cause.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        said = first["msg"][:1].lower() + first["msg"][1:]
-        return (f"{where}: {said}" if where else said,)
-    return (str(cause).splitlines()[0],) if isinstance(cause, json.JSONDecodeError) else ()
+        return wrong_values(cause)[:1]
+    said = isinstance(cause, ValueError) and not isinstance(cause, UnicodeError)
+    return (str(cause).splitlines()[0],) if said else ()
 
 
 def check_plan(data: Mapping[str, Any], found: Mapping[str, Any], config: Any, path: str) -> None:
@@ -119,7 +123,10 @@ def check_plan(data: Mapping[str, Any], found: Mapping[str, Any], config: Any, p
 
 def config_hash(config: Any) -> str:
     """SHA-256 of what a configuration says about shapes; not of where or by what it was saved."""
-    said = json.loads(config.to_json_string(use_diff=False))
-    for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-        said.pop(name, None)
+    said = said_by(json.loads(config.to_json_string(use_diff=False)))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as data, without where or by what it was saved."""
+    return {k: v for k, v in config.items() if k not in PROVENANCE}

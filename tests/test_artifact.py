@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 
 import pytest
 import torch
 import zoo
 from safetensors.torch import load_file, save_file
+from sealing import reseal
 
 import peftc
-from peftc.artifact import LOCK, TENSORS
 from peftc.capture.listing import listing
 from peftc.diagnostics import PeftcError
+from peftc.lock import LOCK, TENSORS
 
 FAMILY = ("bert", "sequence-classification")
 
@@ -32,14 +32,6 @@ def refusal(folder, model=None) -> str:
     with pytest.raises(PeftcError) as caught:
         peftc.load(folder, model if model is not None else zoo.captured(*FAMILY))
     return str(caught.value).replace(str(folder), "out")
-
-
-def reseal(folder):
-    """Make the lock agree with the file, as somebody who edits both would."""
-    lock = json.loads((folder / LOCK).read_text())
-    data = (folder / TENSORS).read_bytes()
-    lock["sha256"][TENSORS] = hashlib.sha256(data).hexdigest()
-    (folder / LOCK).write_text(json.dumps(lock))
 
 
 def test_loading_gives_the_same_graph_and_outputs(artifact):
@@ -111,6 +103,11 @@ def test_tensors_of_another_graph_are_refused(artifact):
     tensors["peft.other.down"] = tensors.pop(name)
     save_file(tensors, folder / TENSORS)
     reseal(folder)
+    assert "error[E302]" in refusal(folder)
+    reseal(
+        folder,
+        lambda lock: lock["tensors"].update({"peft.other.down": lock["tensors"].pop(name)}),
+    )
     text = refusal(folder)
     assert "error[E302]" in text
     assert "1 missing, 1 unexpected" in text
@@ -124,6 +121,8 @@ def test_a_tensor_of_another_shape_is_refused(artifact):
     tensors[name] = tensors[name][:-1].contiguous()
     save_file(tensors, folder / TENSORS)
     reseal(folder)
+    assert f"E322]: out/{TENSORS} is not what was saved: 1 of" in refusal(folder)
+    reseal(folder, lambda lock: lock["tensors"][name].update(shape=[47, 24]))
     assert f"error[E104]: checkpoint tensor {name} is [47, 24], the spec makes [48, 24]" in refusal(
         folder
     )

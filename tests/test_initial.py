@@ -16,9 +16,9 @@ from tolerances import PARITY
 from transformers import AutoTokenizer, DynamicCache
 
 import peftc
-from peftc.artifact import TENSORS
 from peftc.cli.main import run
 from peftc.diagnostics import PeftcError
+from peftc.lock import TENSORS
 from peftc.words import Words, plain_token
 
 IDS = [5, 9, 7, 12, 6, 11, 8]

@@ -127,7 +127,8 @@ def looks_of(model: Any, static_length: int | None) -> tuple[Any, ...]:
     from peftc.capture.fake import has_numbers
     from peftc.plan_file import config_hash
 
-    sums = [p.sum().item() if has_numbers(p) else p.device.type for p in model.parameters()]
+    tensors = [*model.parameters(), *model.buffers()]
+    sums = [t.sum().item() if has_numbers(t) else t.device.type for t in tensors]
     return (
         type(model).__name__, config_hash(model.config), model.config._attn_implementation,
         model.dtype, static_length, *sums,

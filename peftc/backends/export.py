@@ -11,17 +11,19 @@ from typing import Any
 
 from peftc.api import APPLIED, select_task
 from peftc.backends.base import Backend, Exported, backend
+from peftc.backends.facts import Facts
 from peftc.backends.triton import CONFIG, VERSION, check_layout, config
 from peftc.backends.weights import base_files, fill, in_place, linkable
 from peftc.capture.program import Input, Output, Program
 from peftc.capture.stored import StoredWeights, stored_of
 from peftc.diagnostics import error
-from peftc.files import FORMAT, check_intact, read_facts, sha256
+from peftc.files import FORMAT, check_intact, sha256
 from peftc.machine import check_disk
 from peftc.output.guard import check_free
 from peftc.output.recover import recovered
 from peftc.output.staging import staged
 from peftc.pipeline import fold as folded
+from peftc.records import read_record
 from peftc.runtime import fingerprint
 
 FACTS = "peftc.export.json"
@@ -204,6 +206,7 @@ def read_export(folder: str | Path) -> Exported:
     if not (folder / FACTS).is_file():  # a Triton repository, or a model of one, with one version
         inside = [*folder.glob(f"{VERSION}/{FACTS}"), *folder.glob(f"*/{VERSION}/{FACTS}")]
         folder = inside[0].parent if len(inside) == 1 else folder
-    facts = read_facts(folder / FACTS, "export", "peftc export DIR --to onnx")
+    read = read_record(folder / FACTS, Facts, "export", "peftc export DIR --to onnx")
+    facts = read.model_dump()
     check_intact(folder, {n: f["sha256"] for n, f in facts["files"].items()}, FACTS)
     return Exported(folder, facts["kind"], facts["file"], tuple(facts["files"]), facts)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program
 
@@ -28,11 +28,12 @@ def difference(before: str, after: str) -> list[str]:
     return [text for text in lines if not text.startswith(("---", "+++", "@@"))]
 
 
-def fingerprint(program: Program) -> str:
+def fingerprint(program: Program, *, pieces: bool = True) -> str:
     """SHA-256 of the graph as it is on every device: nodes by number, no devices, no copies.
 
     Which strides a kernel gives depends on the device, and with them where copies stand and how
-    the tracer counts its nodes.
+    the tracer counts its nodes. With `pieces`, what modules hold beside their tensors counts, and
+    how the graph is called.
     """
     symbols, numbers, lines = symbol_names(program), dict[str, str](), []
     for node in program.graph.nodes:
@@ -42,8 +43,45 @@ def fingerprint(program: Program) -> str:
         numbers[node.name] = f"%{len(lines)}"
         name = str(node.target) if node.op == "placeholder" else ""
         text = NAME.sub(lambda m: numbers[m[1]], line(node, symbols))
+        if pieces and node.op == "call_module":
+            name = contents(program.get_submodule(str(node.target)))
         lines.append(f"{DEVICE.sub('', text)} {name}\n")
+    if pieces:
+        given = program.signature
+        losses = {None: given.loss} | {n: t.loss for n, t in given.tasks.items()}
+        lines.append(f"{given.inputs} {given.outputs} {losses} {given.members}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def contents(module: nn.Module) -> str:
+    """What a module computes, its tensors left aside: `Bottleneck(act=gelu), down Linear(...)`."""
+    return ", ".join(
+        f"{name} {type(m).__name__}({settings(m)})".lstrip() for name, m in module.named_modules()
+    )
+
+
+def settings(module: nn.Module) -> str:
+    """What a module says of itself, or its public values by name."""
+    if type(module).extra_repr is not nn.Module.extra_repr:
+        return module.extra_repr()
+    values = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+    return ", ".join(f"{k}={setting(v)}" for k, v in sorted(values.items()))
+
+
+def setting(value: Any) -> str:
+    """A value of a module as text that is the same in every process.
+
+    Raises:
+        TypeError: for a value without such a text: the module has to say it by `extra_repr`.
+    """
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(setting, value))}]"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    name = getattr(value, "__name__", "<")
+    if callable(value) and not name.startswith("<"):
+        return name
+    raise TypeError(f"{type(value).__name__} has no text of its own")
 
 
 def line(node: fx.Node, symbols: dict[str, str]) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from peftc.capture.fake import without_weights
-from peftc.diagnostics import error
+from peftc.capture.suitable import UNQUANTISED
+from peftc.capture.weight_files import stored_weights
+from peftc.diagnostics import PeftcError, error
+from peftc.machine import machine_error
 
 # The names people give tasks, and transformers' own factory for each.
 TASKS = {
@@ -50,7 +54,9 @@ def load_model(
 
     Raises:
         PeftcError: E205 where there is no such model, E206 for a task that it cannot have, E207
-            where weights are missing, E502 where the hub cannot be asked.
+            where weights are missing, E208 for quantised ones, E213 for an architecture that is
+            no model class, E215 where weights do not fit the config, E502 where the hub cannot be
+            asked.
     """
     import transformers
     from transformers import AutoConfig, PretrainedConfig
@@ -63,9 +69,9 @@ def load_model(
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         settings = guarded(lambda: AutoConfig.from_pretrained(source, **options), source)
     if config is not None:
-        settings = type(settings).from_dict(dict(config))
-        settings._name_or_path = source or ""  # where code of the model's own is
+        settings = guarded(lambda: as_said(settings, config, source), source or "the config")
     set_labels(settings, labels)
+    check_unquantised(settings, source)
     own = getattr(settings, "auto_map", None) if trust_remote_code else None
     factory = factory_of(settings, task, architecture, transformers, own or {})
     kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
@@ -74,12 +80,15 @@ def load_model(
     wanted = getattr(torch, dtype) if dtype else None
     if fake:
         options = {**kwargs, "dtype": wanted or settings.dtype or torch.float32}
-        return without_weights(lambda: built(factory, settings, options)).eval()
+        return guarded(
+            lambda: without_weights(lambda: built(factory, settings, options)), source or ""
+        ).eval()
     if source is None or not weights or (random_weights and not has_weights(source)):
         device = "cpu" if random_weights or (source is None and weights) else "meta"
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(SEED)
-            model = built(factory, settings, {**kwargs, "dtype": wanted or torch.float32})
+            options = {**kwargs, "dtype": wanted or torch.float32}
+            model = guarded(lambda: built(factory, settings, options), source or "the config")
         return model.eval()
     if Path(source).is_dir() and not has_weights(source):
         raise error(
@@ -90,7 +99,7 @@ def load_model(
                 "to build the model with random weights: peftc apply --random-weights",
             ),
         )
-    with torch.random.fork_rng(devices=[]):
+    with explained(factory, settings, kwargs, source, revision), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return guarded(
             lambda: factory.from_pretrained(
@@ -103,6 +112,38 @@ def load_model(
             ),
             source,
         ).eval()
+
+
+def as_said(settings: Any, config: Mapping[str, Any], source: str | None) -> Any:
+    """A config with all the values that a lock has, in place of those found.
+
+    Raises:
+        PeftcError: E215 where it is of another type of model.
+    """
+    wanted = config.get("model_type")
+    if wanted != settings.model_type:
+        raise error("E215", f"{source} is a {settings.model_type} model, not a {wanted} model")
+    made = type(settings).from_dict(dict(config))
+    made._name_or_path = source or ""  # where code of the model's own is
+    return made
+
+
+def check_unquantised(settings: Any, source: str | None) -> None:
+    """Refuse a checkpoint of packed numbers, before anything of it is loaded.
+
+    Raises:
+        PeftcError: E208.
+    """
+    said = getattr(settings, "quantization_config", None)
+    if said:
+        method = said.get("quant_method") if isinstance(said, dict) else said.quant_method
+        raise error(
+            "E208",
+            f"{source or 'the model'} is quantised"
+            + (f" with {getattr(method, 'value', method)}" if method else ""),
+            notes=("its config.json has a quantization_config",),
+            help=UNQUANTISED,
+        )
 
 
 def check_reference(source: str) -> None:
@@ -156,11 +197,21 @@ def factory_of(
     """
     name = architecture or next(iter(getattr(settings, "architectures", None) or []), None)
     if task is None:
-        if name is not None and hasattr(library, name):
-            return getattr(library, name)
+        if isinstance(name, str) and (found := model_class(name, library)) is not None:
+            return found
         for factory, path in own.items():
             if str(path).rpartition(".")[2] == name:
                 return getattr(library, factory)
+        if architecture is not None:
+            raise error(
+                "E213",
+                f"{architecture} is no model class of transformers",
+                help=(
+                    "a newer transformers may have it: pip install -U transformers",
+                    "a class of your own: give the model, peftc.load(folder, model)",
+                    "a model with code of its own: --trust-remote-code",
+                ),
+            )
         task = "feature-extraction"
     factory = TASKS.get(task)
     if factory is None:
@@ -183,6 +234,47 @@ def factory_of(
     return made
 
 
+def model_class(name: str, library: Any) -> Any:
+    """The class of transformers that a file names, or None: models alone, nothing else of it."""
+    found = getattr(library, name, None)
+    is_model = isinstance(found, type) and issubclass(found, library.PreTrainedModel)
+    return found if is_model and hasattr(found, "config_class") else None
+
+
+@contextmanager
+def explained(
+    factory: Any, settings: Any, options: dict[str, Any], source: str, revision: str | None
+) -> Iterator[None]:
+    """Where loading fails since tensors in the files have other shapes, say which.
+
+    Raises:
+        PeftcError: E215.
+    """
+    try:
+        yield
+    except PeftcError as refusal:
+        files = stored_weights(source, revision)
+        with torch.device("meta"):
+            made = guarded(lambda: built(factory, settings, options), source)
+        wrong = [
+            f"{n}: {list(found[0])} in the files, {list(p.shape)} by the config"
+            for n, p in made.named_parameters()
+            if files and (found := files.shapes_of(n)) and tuple(p.shape) not in found
+        ]
+        if not wrong:
+            raise
+        raise error(
+            "E215",
+            f"the weights in {source} do not fit its config",
+            notes=tuple(wrong[:3]),
+            help=(
+                "other labels than the head has: leave out --labels, or start from a base without "
+                "a head",
+                "a model that was resized in memory: model.save_pretrained(FOLDER) first",
+            ),
+        ) from refusal
+
+
 def built(factory: Any, settings: Any, options: dict[str, Any]) -> Any:
     """A model from its config alone."""
     if hasattr(factory, "from_config"):
@@ -194,7 +286,11 @@ def guarded(load: Any, source: str) -> Any:
     """Run a loader of transformers, its complaints as ours."""
     try:
         return load()
-    except (OSError, ValueError) as cause:
+    except PeftcError:
+        raise
+    except Exception as cause:  # whatever the model's own code raises
+        if machine_error(cause) is not None:
+            raise
         first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
         if not Path(source).is_dir() and isinstance(cause, OSError):
             raise error(
@@ -204,10 +300,11 @@ def guarded(load: Any, source: str) -> Any:
                 notes=(first[:200],),
                 help=("give a folder with config.json and model.safetensors",),
             ) from cause
+        known = isinstance(cause, OSError | ValueError)
         raise error(
             "E205",
             f"transformers cannot load {source}",
-            notes=(first[:300],),
+            notes=((first if known else f"{type(cause).__name__}: {first}")[:300],),
             help=(
                 "a newer transformers may know it: pip install -U transformers",
                 "a model with code of its own: --trust-remote-code",

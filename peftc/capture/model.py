@@ -11,6 +11,7 @@ from peftc.capture.fake import has_numbers
 from peftc.capture.inputs import derives_decoder_ids, example_for
 from peftc.capture.normalise import normalise
 from peftc.capture.program import Program
+from peftc.capture.suitable import check_suitable
 from peftc.capture.trace import trace
 
 
@@ -21,8 +22,10 @@ def capture(model: Any, *, static_length: int | None = None) -> Program:
 
     Raises:
         PeftcError: E201 where torch.export cannot capture it, E202 where the graph does not hold
-            at other sizes, E203 for unknown inputs.
+            at other sizes, E203 for unknown inputs, E208 to E212 and E214 for a model that is
+            quantised, offloaded, adapted, wrapped, without a padding token, or half resized.
     """
+    check_suitable(model)
     example = example_for(model, static_length)
     if derives_decoder_ids(model):
         program = capture_derived(model, example)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from peftc.capture.fake import has_numbers
 from peftc.capture.program import STORED, Program, attribute
 from peftc.diagnostics import error
 
@@ -63,6 +64,10 @@ class StoredWeights:
             for k, t in self.tensors.items()
             if k == name or fits(name, k)
         }
+
+    def shapes_of(self, name: str) -> list[tuple[int, ...]]:
+        """The shapes of the tensors that a state_dict name can mean."""
+        return [t.shape for k, t in self.tensors.items() if k == name or fits(name, k)]
 
     def digest(self, name: str) -> str:
         """The digest of the weight of this state_dict name; "" where no file has it."""
@@ -147,6 +152,16 @@ def fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
             parent = model.get_submodule(name.rpartition(".")[0])
             value = stored.tensors[key].read().to(buffer.dtype)
             parent._buffers[name.rpartition(".")[2]] = value
+
+
+def digest(tensor: Tensor, name: str, stored: StoredWeights | None = None) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes; of a fake one, that of the file's tensor."""
+    if not has_numbers(tensor):
+        return stored.digest(name) if stored is not None else ""
+    data = tensor.detach().cpu().contiguous()
+    result = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
+    result.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
 
 
 def stored_of(program: Program) -> StoredWeights | None:

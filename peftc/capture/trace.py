@@ -17,8 +17,10 @@ from torch.export import Dim, ExportedProgram
 
 from peftc.capture.einsum import DECOMPOSITIONS
 from peftc.capture.functional import is_functional
-from peftc.capture.inputs import Example
+from peftc.capture.inputs import Example, text_config
 from peftc.diagnostics import error
+
+PADDING = "pad"  # what every such complaint of transformers says: padding token, pad_token_id
 
 
 @torch.library.custom_op("peftc::dropout", mutates_args=())
@@ -150,6 +152,22 @@ def frozen_config(model: Any) -> Any:
     return copy.deepcopy(model.config)
 
 
+def no_padding(model: Any, said: str) -> Exception:
+    """E212: the model's code reads the id of padding, and the config has none."""
+    end = getattr(text_config(model.config), "eos_token_id", None)
+    example = end if isinstance(end, int) else "ID"
+    return error(
+        "E212",
+        f"the config of {type(model).__name__} has no pad_token_id",
+        notes=(said[:200],),
+        help=(
+            "set the id that the tokenizer pads with: model.config.pad_token_id = "
+            f"tokenizer.pad_token_id; without one, often that of the end mark: {example}",
+            f'for a folder, in its config.json: "pad_token_id": {example}',
+        ),
+    )
+
+
 def not_capturable(model: Any, cause: BaseException, example: Example) -> Exception:
     """E201 with the line of the model's own code where tracing stopped."""
     place = code = ""
@@ -162,6 +180,8 @@ def not_capturable(model: Any, cause: BaseException, example: Example) -> Except
         trail = trail.tb_next
     help = ["--attn eager (or sdpa) can avoid a branch that depends on data"]
     first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    if getattr(text_config(model.config), "pad_token_id", None) is None and PADDING in first:
+        return no_padding(model, first)
     why = f"{type(cause).__name__}: {first}"[:300]
     if "specialized it to be a constant" in str(cause):
         why = "its code needs the length as a number: it loops over tokens or chunks"

@@ -26,36 +26,38 @@ def stored_weights(source: str | Path, revision: str | None = None) -> StoredWei
     Raises:
         PeftcError: E303 for a damaged file.
     """
-    files = files_of(Path(source), revision)
+    files = files_of(source, revision)
     tensors: dict[str, Stored] = {}
     for path in files:
         tensors |= read_header(path)
     return StoredWeights(tuple(files), tensors) if files else None
 
 
-def files_of(source: Path, revision: str | None) -> list[Path]:
-    """The safetensors file of a model, or its shards; none where it has neither."""
-    if source.is_dir():
-        index, single = source / INDEX, source / SINGLE
+def located(source: str | Path, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model folder, or of a hub name in the local cache; None where it is not there."""
+    if Path(source).is_dir():
+        found: str | Path | None = Path(source) / name
     else:
         from transformers.utils.hub import cached_file
 
-        def cached(name: str) -> Path:
-            try:
-                found = cached_file(
-                    str(source), name, revision=revision, local_files_only=True,
-                    _raise_exceptions_for_missing_entries=False,
-                    _raise_exceptions_for_connection_errors=False,
-                    _raise_exceptions_for_gated_repo=False,
-                )  # fmt: skip
-            except (OSError, ValueError):  # a folder that is gone is no hub name
-                found = None
-            return Path(found or name)
+        try:
+            found = cached_file(
+                str(source), name, revision=revision, local_files_only=True,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                _raise_exceptions_for_gated_repo=False,
+            )  # fmt: skip
+        except (OSError, ValueError):  # a folder that is gone is no hub name
+            found = None
+    return Path(found) if found is not None and Path(found).is_file() else None
 
-        index, single = cached(INDEX), cached(SINGLE)
-    if single.is_file():
+
+def files_of(source: str | Path, revision: str | None) -> list[Path]:
+    """The safetensors file of a model, or its shards; none where it has neither."""
+    single, index = located(source, SINGLE, revision), located(source, INDEX, revision)
+    if single is not None:
         return [single]
-    if not index.is_file():
+    if index is None:
         return []
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()

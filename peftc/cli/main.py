@@ -9,6 +9,8 @@ import pkgutil
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -19,7 +21,7 @@ import peftc
 from peftc.cli import verbs
 from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
-from peftc.diagnostics import Diagnostic, PeftcError, visible
+from peftc.diagnostics import Diagnostic, PeftcError, PeftcWarning, visible
 from peftc.machine import machine_error
 from peftc.signals import Ended, ending
 
@@ -103,7 +105,9 @@ def run(argv: list[str]) -> int:
     debug, as_json = "--debug" in argv, "--json" in argv
     argv = [a for a in argv if a != "--debug"] or ["--help"]
     try:
-        with ending() as told:
+        with ending() as told, warnings.catch_warnings():
+            warnings.simplefilter("always", PeftcWarning)
+            warnings.showwarning = telling(warnings.showwarning)
             code = build()(args=argv, standalone_mode=False, prog_name="peftc")
             sys.stdout.flush()
         if told:  # the parser makes an exit code of its own of it
@@ -123,6 +127,18 @@ def run(argv: list[str]) -> int:
             report(refusal.diagnostics, as_json)
             return refusal.exit_code
         return bug(cause, as_json)
+
+
+def telling(other: Callable[..., None]) -> Callable[..., None]:
+    """What shows a warning: ours as the diagnostics they are, any other as `other` does."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if isinstance(message, PeftcWarning):
+            complain([message.diagnostic])
+        else:
+            other(message, *place, **more)
+
+    return show
 
 
 def refused(cause: Exception) -> PeftcError | None:

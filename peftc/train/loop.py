@@ -75,7 +75,7 @@ def train(
 
     Raises:
         PeftcError: E403 without accelerate, E108 where nothing is trainable, E305 where there is
-            no checkpoint to resume.
+            no checkpoint to resume, E303 where it is damaged.
         RuntimeError: where a frozen weight changed, which is a fault of this package.
     """
     if importlib.util.find_spec("accelerate") is None:
@@ -86,7 +86,7 @@ def train(
             "the graph has nothing to train",
             help=("add an insertion or `unfreeze` to the spec",),
         )
-    from peftc.train.trainer import GraphTrainer, Steps
+    from peftc.train.trainer import GraphTrainer, Steps, check_checkpoint
 
     result, meter = Result(0), Meter(Collator(graph, pad))
 
@@ -127,6 +127,7 @@ def train(
             callbacks=[Steps(lambda state: tell(state, "step"), on_log, stopping)],
         )
         if checkpoint is not None:
+            check_checkpoint(checkpoint)
             recall(checkpoint, result)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -204,7 +205,8 @@ def last_checkpoint(folder: Path) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, the newest last: the Trainer writes its state last."""
-    found = [p for p in folder.glob("checkpoint-*") if read_json(p / "trainer_state.json")]
+    numbered = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    found = [p for p in numbered if read_json(p / "trainer_state.json")]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 

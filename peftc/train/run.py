@@ -10,19 +10,39 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peftc.artifact import write_artifact
 from peftc.capture.program import Program
 from peftc.diagnostics import error
-from peftc.files import FORMAT, read_facts, sha256
+from peftc.files import FORMAT, sha256
 from peftc.output.claim import Busy, claimed
 from peftc.output.guard import RUN
 from peftc.output.place import place_of
 from peftc.output.recover import recovered, sweep
 from peftc.output.staging import staged
+from peftc.records import Record, Sha256, read_record
+from peftc.train.settings import Settings
 
 EVENTS = "events.jsonl"
+
+
+class RowFile(Record):
+    """A file of rows: its task, where there are several, its place and its contents."""
+
+    task: str | None = None
+    path: str
+    sha256: Sha256
+
+
+class Run(Record):
+    """What `--resume` needs to know of a run."""
+
+    format_version: Literal["1.0"]
+    finished: bool
+    artifact: str
+    files: dict[Literal["train", "eval"], list[RowFile]]
+    settings: Settings
 
 
 @contextmanager
@@ -103,8 +123,9 @@ def unfinished(folder: Path) -> tuple[Path, dict[str, Any]]:
         candidates = sorted((folder / "runs").glob(f"*/{RUN}"), key=lambda p: p.stat().st_mtime)
         candidates = [p.parent for p in reversed(candidates)]
     for run in candidates:
-        facts = read_facts(run / RUN, "training run", "peftc train DIR --data train.jsonl")
-        if not facts["finished"]:
+        found = read_record(run / RUN, Run, "training run", "peftc train DIR --data train.jsonl")
+        if not found.finished:
+            facts = found.model_dump()
             check_rows(run, facts)
             return run, facts
     what = f"{folder} is finished" if folder in candidates else f"{folder} has no unfinished run"

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
 
 from peftc.api import trainable
-from peftc.artifact import TENSORS
+from peftc.artifact import fill, read_tensors
+from peftc.files import FORMAT, check_intact, sha256
+from peftc.lock import TENSORS
 from peftc.output.tree import as_others, flush
+from peftc.records import FileName, Record, Sha256, read_record, sealed
 from peftc.train.optimizer import HALF, MasterAdamW
 
 Evaluation = Callable[[], dict[str, float]]
+HASHES = "peftc.checkpoint.json"
+
+
+class Hashes(Record):
+    """The hash of every file of a checkpoint, written last."""
+
+    format_version: Literal["1.0"]
+    sha256: dict[FileName, Sha256]
+    seal: Sha256
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint of which a file is missing or changed, before any of it is read.
+
+    Raises:
+        PeftcError: E303, E320.
+    """
+    if (folder / HASHES).is_file():  # checkpoints once had none
+        hashes = read_record(folder / HASHES, Hashes, "checkpoint", "peftc train DIR --data FILE")
+        check_intact(folder, hashes.sha256, HASHES)
 
 
 class GraphTrainer(Trainer):
@@ -59,6 +83,13 @@ class GraphTrainer(Trainer):
         tensors = {n: p.detach().cpu().contiguous() for n, p in trainable(self.model).items()}  # type: ignore[arg-type]
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        hashes = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.name != HASHES}
+        facts = sealed({"format_version": FORMAT, "sha256": hashes})
+        (folder / HASHES).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._take(Path(resume_from_checkpoint))
 
@@ -66,9 +97,7 @@ class GraphTrainer(Trainer):
         self._take(Path(str(self.state.best_model_checkpoint)))
 
     def _take(self, checkpoint: Path) -> None:
-        tensors = load_file(checkpoint / TENSORS)
-        for name, parameter in trainable(self.model).items():  # type: ignore[arg-type]
-            parameter.data.copy_(tensors[name])
+        fill(self.model, read_tensors(checkpoint / TENSORS), checkpoint)  # type: ignore[arg-type]
 
 
 class Steps(TrainerCallback):

@@ -121,3 +121,11 @@ def test_a_plan_that_is_no_json(here, capsys, text):
     for command in (["check"], ["specs", "show"], ["plan"]):
         assert run([*command, "plan.json"]) == 5
         assert capsys.readouterr().err.startswith("error[E304]: plan.json is no plan that ")
+
+
+def test_a_plan_that_was_edited_is_refused(here, capsys):
+    text = (here / "plan.json").read_text().replace('"kaiming"', '"gaussian"')
+    assert text != (here / "plan.json").read_text()
+    (here / "plan.json").write_text(text)
+    assert run(["apply", "plan.json", "-o", "out"]) == 5
+    assert "= note: it was changed after it was written" in capsys.readouterr().err

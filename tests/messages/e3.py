@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,24 +12,18 @@ import torch
 import zoo
 from messages.cases import Here, case
 from safetensors.torch import load_file, save_file
+from sealing import reseal
 
 import peftc
-from peftc.artifact import LOCK, TENSORS
 from peftc.capture import capture
 from peftc.capture.fake import without_weights
 from peftc.capture.stored import own_copy
 from peftc.interop.importing import opened
+from peftc.lock import LOCK, SPEC, TENSORS
 from peftc.output.claim import lock_of
 from peftc.output.hold import hold
 from peftc.output.recover import MARKER
 from peftc.plan_file import check_plan
-
-
-def reseal(folder: Path) -> None:
-    """Make the lock agree with the tensors, as somebody who edits both would."""
-    lock = json.loads((folder / LOCK).read_text())
-    lock["sha256"][TENSORS] = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
-    (folder / LOCK).write_text(json.dumps(lock))
 
 
 @case("E301", "another base model")
@@ -41,11 +34,17 @@ def _(here: Here):
 @case("E301", "a graph that has changed")
 def _(here: Here):
     folder = here.artifact()
-    lock = json.loads((folder / LOCK).read_text())
-    lock["graph_sha256"] = "0" * 64
-    lock["versions"] = {"peftc": "0.1.0", "transformers": "5.0.0"}
-    (folder / LOCK).write_text(json.dumps(lock))
+    versions = {"peftc": "0.1.0", "transformers": "5.0.0"}
+    reseal(folder, lambda lock: lock.update(graph_sha256="0" * 64, versions=versions))
     peftc.load(folder, here.program)
+
+
+@case("E301", "a base that computes other positions")
+def _(here: Here):
+    llama = zoo.build("llama", "sequence-classification")
+    folder = peftc.save(peftc.apply("lora", llama), Path("out"))
+    llama.model.rotary_emb.inv_freq.mul_(0.5)
+    peftc.load(folder, llama)
 
 
 @case("E301", "a stale plan")
@@ -87,6 +86,27 @@ def _(here: Here):
     peftc.load(folder, here.program)
 
 
+@case("E303", "a lock with other values than a lock has")
+def _(here: Here):
+    folder = here.artifact()
+
+    def damage(lock):
+        lock["model"] |= {"dtype": "float31", "static_length": "8"}
+        del lock["seed"]
+
+    reseal(folder, damage)
+    peftc.load(folder, here.program)
+
+
+@case("E303", "a run with other values than a run has")
+def _(here: Here):
+    here.artifact()
+    Path("out/runs/001").mkdir(parents=True)
+    facts = {"format_version": "1.0", "finished": "no", "files": {}, "settings": {"batch": []}}
+    Path("out/runs/001/run.json").write_text(json.dumps(facts))
+    here.run("train", "out", "--resume")
+
+
 @case("E303", "tensors that are none")
 def _(here: Here):
     folder = here.artifact()
@@ -110,9 +130,10 @@ def _(here: Here):
 @case("E305", "a run whose rows have changed")
 def _(here: Here):
     from peftc.train.run import start_run, unfinished
+    from peftc.train.settings import Settings
 
     rows = here.write('{"text": "a", "label": "LABEL_0"}\n', "rows.jsonl")
-    start_run(Path("out/runs/001"), Path("out"), {"data": [(None, rows)]}, {})
+    start_run(Path("out/runs/001"), Path("out"), {"train": [(None, rows)]}, Settings().to_json())
     here.write("", "rows.jsonl")
     unfinished(Path("out"))
 
@@ -180,6 +201,41 @@ def _(here: Here):
     Path("cut/config.json").write_bytes(Path("model/config.json").read_bytes())
     Path("cut/model.safetensors").write_bytes(Path("model/model.safetensors").read_bytes()[:9000])
     peftc.load("out", weights=False)
+
+
+@case("E320", "a lock that was changed")
+def _(here: Here):
+    folder = here.artifact()
+    (folder / LOCK).write_text((folder / LOCK).read_text().replace('"seed": 0', '"seed": 1'))
+    peftc.load(folder, here.program)
+
+
+@case("E321", "a spec that was changed")
+def _(here: Here):
+    folder = here.artifact("houlsby")
+    (folder / SPEC).write_text((folder / SPEC).read_text().replace("act: silu", "act: gelu"))
+    peftc.load(folder, here.program)
+
+
+@case("E322", "tensors that are not as the lock says")
+def _(here: Here):
+    folder = here.artifact()
+    tensors = load_file(folder / TENSORS)
+    first, second, third = sorted(tensors)[:3]
+    tensors[first] = tensors[first].half()
+    tensors[second] = tensors[second][1:].contiguous()
+    tensors[third][0] = float("nan")
+    save_file(tensors, folder / TENSORS)
+    reseal(folder)
+    peftc.load(folder, here.program)
+
+
+@case("E323", "a base that was resized in memory")
+def _(here: Here):
+    folder = here.artifact()
+    resized = {"vocab_size": 107}
+    reseal(folder, lambda lock: lock["model"]["config"].update(resized))
+    peftc.load(folder)
 
 
 @case("E315", "numbers of a graph without weights")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import peftc
 from peftc.diagnostics import PeftcError
 from peftc.train import Rows, train
+from peftc.train.trainer import check_checkpoint
 
 FAMILY = ("bert", "sequence-classification")
 STEPS = 10
@@ -109,3 +110,18 @@ def test_signals_are_given_back(tmp_path):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(PeftcError, match=r"error\[E305\].*has no checkpoint to go on from"):
         run(tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path, stop=5)
+    newest = max(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for name in ("optimizer.pt", "trainer_state.json", "peft.safetensors"):
+        data = (newest / name).read_bytes()
+        (newest / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(PeftcError, match=rf"error\[E303\]: .*{name} is damaged"):
+            check_checkpoint(newest)
+        if name == "optimizer.pt":
+            with pytest.raises(PeftcError, match=r"error\[E303\]"):
+                run(tmp_path, resume=True)
+        (newest / name).write_bytes(data)
+    check_checkpoint(newest)

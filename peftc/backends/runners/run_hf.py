@@ -21,6 +21,8 @@ def opened(file, threads=0):
     facts = json.loads((folder / "peftc.export.json").read_text(encoding="utf-8"))
     device = facts.get("device", "cpu")
     factory = getattr(transformers, config["architectures"][0])
+    if not (isinstance(factory, type) and issubclass(factory, transformers.PreTrainedModel)):
+        raise SystemExit(f"{config['architectures'][0]} is no model class of transformers")
     model = factory.from_pretrained(folder, dtype="auto").eval().to(device)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False

@@ -15,7 +15,10 @@ def opened(config, _threads, base, name, trim):
     """
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    model = getattr(transformers, name).from_pretrained(base)
+    factory = getattr(transformers, name)
+    if not (isinstance(factory, type) and issubclass(factory, transformers.PreTrainedModel)):
+        raise SystemExit(f"{name} is no model class of transformers")
+    model = factory.from_pretrained(base)
     model.config.use_cache = False
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")

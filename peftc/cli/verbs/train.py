@@ -64,7 +64,7 @@ def train(
     its folder to train on from its tensors, with a new optimiser. Of several tasks, give each a
     file, --data ner=ner.jsonl --data topic=topic.jsonl: batches are mixed.
     """
-    from peftc.train.settings import Settings, settled
+    from peftc.train.settings import settled
 
     options = {
         "steps": steps, "epochs": epochs, "batch": batch, "lr": lr, "length": length,
@@ -88,7 +88,7 @@ def train(
         COMMAND.enter_context(claimed(run))
         run, facts = unfinished(run)  # another process may have finished it until now
         start = (run / facts["artifact"]).resolve()
-        settings = Settings(**facts["settings"])
+        settings = settled({n: v for n, v in facts["settings"].items() if v is not None})
         files = {
             k: [(f.get("task"), Path(f["path"])) for f in v] for k, v in facts["files"].items()
         }
@@ -170,7 +170,7 @@ def job(
         if some
     }  # fmt: skip
     rows, held_out = found["train"], found.get("eval")
-    pad = tokenizer.pad_token_id or 0
+    pad = padding_of(graph, tokenizer)
     before = evaluate(graph, held_out, pad=pad) if held_out else None
     steps = settings.total(len(rows))
     if not resume:
@@ -203,6 +203,15 @@ def job(
         "before": before,
         "after": after,
     }
+
+
+def padding_of(graph: Any, tokenizer: Any) -> int:
+    """The id that fills rows: the base's own, since a graph may look for it, else the tokenizer's.
+
+    A classifier without an encoder reads the last token that is not this id.
+    """
+    own = getattr(graph.signature.config.get_text_config(), "pad_token_id", None)
+    return own if isinstance(own, int) and own >= 0 else tokenizer.pad_token_id or 0
 
 
 def summary(facts: dict[str, Any], same: list[str], device: list[str]) -> None:
