@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from peftc.capture.fake import has_numbers
+from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
@@ -48,7 +49,7 @@ class Insert(Pass):
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"insert peft.{self.id} at {len(self.sites)} sites"
+        return f"insert {container(self.id)} at {len(self.sites)} sites"
 
     def run(self, program: Program) -> None:
         """Insert each piece and redirect the readers of its h."""
@@ -60,10 +61,10 @@ class Insert(Pass):
         self, program: Program, site: Site, piece: nn.Module, gate: Gate | Bank | None
     ) -> None:
         """Insert one piece."""
-        target = f"peft.{self.id}.{site.name}"
+        name = PieceName(self.id, site.name)
         h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
         x = self.source(program, site, h, self.reads, piece) if self.reads_input else None
-        add_module(program, target, piece)
+        add_module(program, str(name), piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
         given = () if x is None else (x,)
@@ -72,8 +73,8 @@ class Insert(Pass):
         if getattr(piece, "reads_weight", False):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
-            node = call_module(program, target, given, site.module)
-        made = node if gate is None else self.gated(program, site, h, node, x, gate, target)
+            node = call_module(program, str(name), given, site.module)
+        made = node if gate is None else self.gated(program, site, h, node, x, gate, name)
         if gate is None or self.compose.kind != "gate" or is_part(site):
             delta = self.scattered(program, site, made, weight) if is_part(site) else made  # type: ignore[arg-type]
             made = self.composed(program, site, h, delta)
@@ -81,7 +82,7 @@ class Insert(Pass):
         if weight is not None:
             beside = [node] if self.reads == "x" else []
             if self.gate_reads == "x":
-                beside += [n for n in node.users if n.target == f"{target}_gate"]
+                beside += [n for n in node.users if n.target == str(name.of(Part.GATE))]
             weight.node.meta.setdefault("parallel", []).extend(beside)
 
     @property
@@ -109,7 +110,7 @@ class Insert(Pass):
         delta: fx.Node,
         x: fx.Node | None,
         gate: Gate | Bank,
-        target: str,
+        name: PieceName,
     ) -> fx.Node:
         """The delta behind its gate: what is added to h, or for `gate` what h becomes.
 
@@ -124,9 +125,10 @@ class Insert(Pass):
         own = own_rows(program, site, h) if convex else None
         given = given if own is None else (own, *given)
         given = (task_ids(program), *given) if isinstance(gate, Bank) else given
-        add_module(program, f"{target}_gate", gate)
+        target = str(name.of(Part.GATE))
+        add_module(program, target, gate)
         with after(*given):
-            node = call_module(program, f"{target}_gate", given, site.module)
+            node = call_module(program, target, given, site.module)
         if own is None or not is_part(site):
             return node
         with after(node):

@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from peftc.build import build_gates, build_pieces, queries_of
+from peftc.capture.piece_name import Part, PieceName
 from peftc.capture.program import attribute
 from peftc.dataflow.site import Attention, Sites
 from peftc.passes.base import Pass
@@ -123,8 +124,8 @@ def shifts(plan: Plan) -> list[Pass]:
                 there = counts.setdefault(key, {})
                 before = there.get(place.name, [0] * len(tokens))
                 there[place.name] = [a + b for a, b in zip(before, tokens, strict=True)]
-                name = "_".join(t for t in ("shift", place.stack) if t)
-                targets.setdefault(key, f"peft.{planned.insertion.id}.{name}")
+                name = PieceName(planned.insertion.id, place.stack, Part.SHIFT)
+                targets.setdefault(key, str(name))
     made: list[Pass] = []
     for (stack, before), there in counts.items():
         tokens = [max(sizes) for sizes in zip(*there.values(), strict=True)]

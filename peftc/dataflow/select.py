@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
+from peftc.capture.piece_name import of_path
 from peftc.capture.program import Program
 from peftc.capture.walk import module_of
 from peftc.dataflow.facts import Facts
@@ -68,7 +69,7 @@ def module_site(facts: Facts, path: str) -> Site | None:
         x, in_width = p.x, p.in_width
     width = feature_width(h)
     return Site(
-        role=path.replace(".", "_"),
+        role=of_path(path),
         layer=None,
         stack="",
         module=path,
@@ -95,7 +96,7 @@ def module_input(facts: Facts, path: str) -> Site | None:
         return None
     h = next(iter(read))
     readers = tuple(n for n in inside if h in n.all_input_nodes)
-    role = f"{path.replace('.', '_')}_input"
+    role = of_path(f"{path}.input")
     return Site(role, None, "", path, h, feature_width(h) or 0, readers=readers, own=True)
 
 
