@@ -30,6 +30,8 @@ class Insert(Pass):
     gate:      %h  ->  gate(%h, piece(%x)[, %y])
     add with a gate:   %h  ->  add(%h, gate(piece(%x)[, %y]), alpha=scale)
 
+    Where features do not stand last, all of this is done on permute(%h), and turned back.
+
     %y is what the gate reads.
     %x is what the insertion reads: "h" itself, "x", the input of the model's piece that makes h,
     or "stream", the value that the next block would read: h + residual, through the norm that
@@ -62,7 +64,8 @@ class Insert(Pass):
     ) -> None:
         """Insert one piece."""
         name = PieceName(self.id, site.name)
-        h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
+        given_h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
+        h = features_last(program, site, given_h)
         x = self.source(program, site, h, self.reads, piece) if self.reads_input else None
         add_module(program, str(name), piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
@@ -78,7 +81,7 @@ class Insert(Pass):
         if gate is None or self.compose.kind != "gate" or is_part(site):
             delta = self.scattered(program, site, made, weight) if is_part(site) else made  # type: ignore[arg-type]
             made = self.composed(program, site, h, delta)
-        redirect(h, made, site.readers, own=site.own)
+        redirect(given_h, as_before(program, site, made), site.readers, own=site.own)
         if weight is not None:
             beside = [node] if self.reads == "x" else []
             if self.gate_reads == "x":
@@ -197,6 +200,27 @@ class Insert(Pass):
 def is_part(site: Site) -> bool:
     """Whether h is a fused projection of which the site is a part."""
     return site.weight is not None and site.weight.fused and site.h is site.weight.node
+
+
+def features_last(program: Program, site: Site, h: fx.Node) -> fx.Node:
+    """%h  ->  permute(%h), where features do not stand last: (..., width)."""
+    if site.features in (None, -1):
+        return h
+    dims = h.meta["val"].dim()
+    order = [k for k in range(dims) if k != site.features] + [site.features]
+    with after(h):
+        return call(program, aten.permute.default, (h, order), site.module)
+
+
+def as_before(program: Program, site: Site, h: fx.Node) -> fx.Node:
+    """%h with its features last  ->  permute(%h), as the model has it."""
+    if site.features is None or site.features == -1:
+        return h
+    dims = h.meta["val"].dim()
+    order = list(range(dims - 1))
+    order.insert(site.features, dims - 1)
+    with after(h):
+        return call(program, aten.permute.default, (h, order), site.module)
 
 
 def own_rows(program: Program, site: Site, h: fx.Node) -> fx.Node:

@@ -16,6 +16,7 @@ from peftc.passes.insert import Insert
 from peftc.passes.positions import ShiftPositions
 from peftc.passes.prefix import InsertPrefix
 from peftc.passes.prompt import InsertPrompt
+from peftc.passes.rows import InsertRows
 from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
@@ -29,6 +30,8 @@ def passes_of(plan: Plan, seed: int) -> list[Pass]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
+        # Rows are followed through the model's own operations, before pieces stand among them.
+        passes.sort(key=lambda p: not isinstance(p, InsertRows))
         heads = [(h.task, h.options, h.reads, h.build()) for h in plan.heads]
     passes = around(passes, plan) + shifts(plan)
     if plan.tasks and any(p.insertion.share == "per_task" for p in plan.insertions):
@@ -88,7 +91,9 @@ def around(passes: list[Pass], plan: Plan) -> list[Pass]:
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
     """The pass of one prompt."""
     place, insertion = planned.places[k], planned.insertion
-    embedding = next(e for e in plan.sites.embeddings if e.site is place)
+    embedding = next((e for e in plan.sites.embeddings if e.site is place), None)
+    if embedding is None:
+        return InsertRows(insertion.id, place, plan.sites.ends[place.stack], piece)  # type: ignore[arg-type]
     table = attribute(plan.sites.program, embedding.table)
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
     compose = insertion.composition.options

@@ -10,7 +10,7 @@ from peftc.capture.program import Program
 from peftc.capture.walk import module_of
 from peftc.dataflow.block_sites import attention_sites, branch_site, feed_forward_sites
 from peftc.dataflow.blocks import Block, blocks_of, inputs_of, is_cross
-from peftc.dataflow.embeddings import embeddings
+from peftc.dataflow.embeddings import embeddings, entry, sensed
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.layers import Step, layers_of
 from peftc.dataflow.mixing import mixes
@@ -54,10 +54,12 @@ class Finder:
     def find(self) -> Sites:
         """Find everything."""
         first: dict[str, fx.Node] = {}
+        start: dict[str, fx.Node] = {}
         found: list[Found] = []
         for block in self.blocks:
             stack = self.stacks.of(block.residual.add)
             first.setdefault(stack, block.residual.skip)
+            start.setdefault(stack, block.residual.stream)
             found.append(self.found_in(block, stack))
         sites: list[Site] = []
         attentions: list[Attention] = []
@@ -78,11 +80,17 @@ class Finder:
                 last[stack] = residual.add
         sites += self.block_outputs(layers, starts, last)
         tokens = embeddings(self.facts, self.stacks.of)
+        embedded = {e.site.stack for e in tokens}
+        entries = [
+            entry(self.facts, stack, start[stack])
+            for stack in layers
+            if stack not in embedded and sensed(self.facts, start[stack])
+        ]
         order = self.facts.index
         sites = numbered(distinct(sorted(sites, key=lambda s: order[s.h])))
         return Sites(
             program=self.program,
-            sites=tuple([e.site for e in tokens] + sites),
+            sites=tuple([*entries, *(e.site for e in tokens), *sites]),
             attentions=tuple(numbered(attentions)),
             positions=tuple(positions(self.facts, self.stacks.counting, first)),
             embeddings=tuple(tokens),
