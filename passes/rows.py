@@ -129,9 +129,9 @@ class InsertRows(Pass):
         dims = node.meta["val"].dim()
         pad = [0] * (2 * (dims - axis % dims - 1)) + [self.shape.tokens, 0]
         with after(node):
-            rest = node
-            if start:
-                head = call(program, aten.slice.Tensor, (node, axis, 0, start), path)
-                rest = call(program, aten.slice.Tensor, (node, axis, start, END), path)
+            if not start:
+                return call(program, aten.constant_pad_nd.default, (node, pad, fill), path)
+            head = call(program, aten.slice.Tensor, (node, axis, 0, start), path)
+            rest = call(program, aten.slice.Tensor, (node, axis, start, END), path)
             new = call(program, aten.constant_pad_nd.default, (rest, pad, fill), path)
-            return call(program, aten.cat.default, ([head, new], axis), path) if start else new
+            return call(program, aten.cat.default, ([head, new], axis), path)

@@ -78,9 +78,8 @@ def resolve(
     for j, at in enumerate(insertion.at):
         label = at if isinstance(at, str) else f"module: {at.module}"
         stack = insertion.stack
-        starts = [s for s in sites.sites if s.role == "embed.out"]
-        if at == "embed.out" and stack == "any" and len(starts) > 1:
-            stack = starts[0].stack  # a prompt goes to the encoder (Lester et al.)
+        if at == "embed.out" and stack == "any" and len(sites.starts) > 1:
+            stack = sites.starts[0].stack  # a prompt goes to the encoder (Lester et al.)
         key = "layers"
         try:
             found = select(sites, at, insertion.layers, stack)

@@ -147,6 +147,11 @@ class Sites:
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
+    def starts(self) -> tuple[Site, ...]:
+        """What each stack's stream starts from: embedded tokens, patches or frames."""
+        return tuple(s for s in self.sites if s.role == "embed.out")
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The roles this model has, in order of first appearance."""
         found = [s.role for s in self.sites] + [a.role for a in self.attentions]

@@ -130,6 +130,8 @@ def prompt_rows(
         raise cannot("one prompt stands in front of the (first) embedding")
     if places[str(pieces[0][0].target)]["stack"] and signature.loss == "ForSequenceClassification":
         raise cannot(f"{signature.model_class} takes no embeddings in the place of ids")
+    if signature.input("input_ids") is None:
+        raise cannot(f"{signature.model_class} reads no ids that a prompt stands in front of")
     piece: Prompt = pieces[0][1]
     trims = insertions[0].composition.options.trim
     if piece.first:

@@ -7,7 +7,12 @@ import contextlib
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForImageClassification, SwinConfig
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 import peftc
 from peftc.capture import capture
@@ -101,6 +106,50 @@ def test_rows_are_those_of_a_hook_on_the_model(name):
             )
             assert ours.any()
             assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max())
+
+
+def test_attention_that_is_written_out_is_followed_as_well():
+    model = tiny.build("vit", TASKS["vit"])
+    model.set_attn_implementation("eager")
+    program = capture(model)
+    graph = peftc.apply(spec("after_first"), program)
+    rows = graph.get_submodule("peft.p.embed_out").embedding
+    given = tiny.inputs(model, 2, 9)
+    with torch.no_grad(), prompted(model, find_sites(program), rows, 1):
+        assert torch.allclose(graph(**given).logits, model(**given).logits, atol=1e-5)
+
+
+def test_a_decoder_reads_the_rows_of_its_encoder():
+    config = WhisperConfig(
+        d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=36, num_mel_bins=10,
+        max_source_positions=30, max_target_positions=80, vocab_size=99, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config).eval()
+    for p in model.parameters():
+        p.data.normal_(std=0.2)
+    graph = peftc.apply(spec(), model)
+    [(name, rows)] = graph.peft_parameters()
+    assert name == "peft.p.encoder_embed_out.embedding"
+
+    def longer(module, args):
+        return (torch.cat([rows.expand(len(args[0]), -1, -1), args[0]], 1), *args[1:])
+
+    given = {
+        "input_features": torch.randn(2, 10, 60),
+        "decoder_input_ids": torch.randint(3, 90, (2, 5)),
+    }
+    with torch.no_grad():
+        plain = model(**given).logits
+        hook = model.model.encoder.layers[0].register_forward_pre_hook(longer)
+        wanted = model(**given).logits
+        hook.remove()
+        found = graph(**given)
+    assert (wanted - plain).abs().max() > 1e-3
+    assert torch.allclose(found.logits, wanted, atol=1e-5)
+    assert found.encoder_last_hidden_state.shape == (2, 30, 24)
 
 
 def test_other_pieces_stand_beside_a_prompt():
