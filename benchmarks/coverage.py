@@ -113,7 +113,7 @@ def case(name: str, task: str, methods: Sequence[str] = METHODS) -> dict[str, An
     }
     result["layers"] = sites.layers
     text = task not in tiny.SENSES
-    methods = [m for m in methods if text or m != "prompt"]  # an image has no tokens in front
+    methods = [m for m in methods if text or m != "prompt"]  # tests/passes/test_rows.py has these
     needed = ("attn.q", "attn.k", "attn.v", "attn.out", "attn.kv", "ffn.out", *["embed.out"] * text)
     result["all_roles"] = all(r in result["roles"] for r in needed)
     result["attention_calls"], result["attentions_called"] = calls_agree(model, sites)

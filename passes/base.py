@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from peftc.capture.piece_name import piece_name
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import own_copy
 from peftc.capture.values import set_value
@@ -120,7 +121,8 @@ def pieces(program: Program, kind: type[Module]) -> list[tuple[fx.Node, Module]]
 
 def chosen(node: fx.Node, only: Collection[str] | None) -> bool:
     """Whether a piece belongs to one of the named insertions; all do for None."""
-    return only is None or str(node.target).split(".")[1] in only
+    name = piece_name(node.target)
+    return only is None or (name is not None and name.insertion in only)
 
 
 def current(node: fx.Node, reader: fx.Node | None = None) -> fx.Node:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program, Signature
 from peftc.capture.values import refresh
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
@@ -56,7 +57,7 @@ class Combine(Pass):
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"combine peft.{self.id}"
+        return f"combine {container(self.id)}"
 
     def run(self, program: Program) -> None:
         """Combine every output."""
@@ -68,7 +69,7 @@ class Combine(Pass):
             if described.dims[0] != "batch":
                 raise RuntimeError(f"the rows of {described.name} are not its first axis")
             kind = self.vote if is_logits(described.name) else "mean"
-            target = f"peft.{self.id}.{kind}"
+            target = str(PieceName(self.id, part=Part(kind)))
             if target not in dict(program.named_modules()):
                 add_module(program, target, Vote(self.members, kind))
             with after(returned[k]):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from peftc.capture.piece_name import Part, piece_name
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, add_module, after, call, call_module, pieces
 from peftc.pieces.base import Piece
@@ -64,9 +65,10 @@ class FoldScale(Pass):
     def open_gate(self, program: Program, node: fx.Node, g: Tensor) -> None:
         """A gate as a product with a vector and a sum, where its piece can take the factor."""
         h, delta = node.args
-        if not isinstance(h, fx.Node) or not isinstance(delta, fx.Node):
+        name = piece_name(node.target)
+        if name is None or not isinstance(h, fx.Node) or not isinstance(delta, fx.Node):
             return
-        path, target = node.meta["module"], str(node.target)
+        path = node.meta["module"]
         piece = attribute(program, str(delta.target)) if delta.op == "call_module" else None
         factor = g.reshape(()) if len(g) == 1 else g
         if not isinstance(piece, Piece) or len(delta.users) > 1 or not piece.scale_output(factor):
@@ -74,9 +76,10 @@ class FoldScale(Pass):
         width: int = node.meta["val"].shape[-1]
         kept = Vector(width)
         kept.l.data = (1 - g).expand(width).clone()
-        add_module(program, f"{target}_keep", kept)
+        target = str(name.of(Part.KEPT))
+        add_module(program, target, kept)
         with after(h, delta):
-            vector = call_module(program, f"{target}_keep", (), path)
+            vector = call_module(program, target, (), path)
             product = call(program, aten.mul.Tensor, (h, vector), path)
             total = call(program, aten.add.Tensor, (product, delta), path)
         node.replace_all_uses_with(total)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from peftc.capture.fake import has_numbers
+from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site, Weight
 from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
@@ -28,6 +29,8 @@ class Insert(Pass):
     multiply:  %h  ->  mul(%h, piece())
     gate:      %h  ->  gate(%h, piece(%x)[, %y])
     add with a gate:   %h  ->  add(%h, gate(piece(%x)[, %y]), alpha=scale)
+
+    Where features do not stand last, all of this is done on permute(%h), and turned back.
 
     %y is what the gate reads.
     %x is what the insertion reads: "h" itself, "x", the input of the model's piece that makes h,
@@ -48,7 +51,7 @@ class Insert(Pass):
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"insert peft.{self.id} at {len(self.sites)} sites"
+        return f"insert {container(self.id)} at {len(self.sites)} sites"
 
     def run(self, program: Program) -> None:
         """Insert each piece and redirect the readers of its h."""
@@ -60,10 +63,11 @@ class Insert(Pass):
         self, program: Program, site: Site, piece: nn.Module, gate: Gate | Bank | None
     ) -> None:
         """Insert one piece."""
-        target = f"peft.{self.id}.{site.name}"
-        h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
+        name = PieceName(self.id, site.name)
+        given_h, weight = current(site.h, site.readers[0] if site.own else None), site.weight
+        h = features_last(program, site, given_h)
         x = self.source(program, site, h, self.reads, piece) if self.reads_input else None
-        add_module(program, target, piece)
+        add_module(program, str(name), piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
         given = () if x is None else (x,)
@@ -72,16 +76,16 @@ class Insert(Pass):
         if getattr(piece, "reads_weight", False):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
-            node = call_module(program, target, given, site.module)
-        made = node if gate is None else self.gated(program, site, h, node, x, gate, target)
+            node = call_module(program, str(name), given, site.module)
+        made = node if gate is None else self.gated(program, site, h, node, x, gate, name)
         if gate is None or self.compose.kind != "gate" or is_part(site):
             delta = self.scattered(program, site, made, weight) if is_part(site) else made  # type: ignore[arg-type]
             made = self.composed(program, site, h, delta)
-        redirect(h, made, site.readers, own=site.own)
+        redirect(given_h, as_before(program, site, made), site.readers, own=site.own)
         if weight is not None:
             beside = [node] if self.reads == "x" else []
             if self.gate_reads == "x":
-                beside += [n for n in node.users if n.target == f"{target}_gate"]
+                beside += [n for n in node.users if n.target == str(name.of(Part.GATE))]
             weight.node.meta.setdefault("parallel", []).extend(beside)
 
     @property
@@ -109,7 +113,7 @@ class Insert(Pass):
         delta: fx.Node,
         x: fx.Node | None,
         gate: Gate | Bank,
-        target: str,
+        name: PieceName,
     ) -> fx.Node:
         """The delta behind its gate: what is added to h, or for `gate` what h becomes.
 
@@ -124,9 +128,10 @@ class Insert(Pass):
         own = own_rows(program, site, h) if convex else None
         given = given if own is None else (own, *given)
         given = (task_ids(program), *given) if isinstance(gate, Bank) else given
-        add_module(program, f"{target}_gate", gate)
+        target = str(name.of(Part.GATE))
+        add_module(program, target, gate)
         with after(*given):
-            node = call_module(program, f"{target}_gate", given, site.module)
+            node = call_module(program, target, given, site.module)
         if own is None or not is_part(site):
             return node
         with after(node):
@@ -195,6 +200,27 @@ class Insert(Pass):
 def is_part(site: Site) -> bool:
     """Whether h is a fused projection of which the site is a part."""
     return site.weight is not None and site.weight.fused and site.h is site.weight.node
+
+
+def features_last(program: Program, site: Site, h: fx.Node) -> fx.Node:
+    """%h  ->  permute(%h), where features do not stand last: (..., width)."""
+    if site.features in (None, -1):
+        return h
+    dims = h.meta["val"].dim()
+    order = [k for k in range(dims) if k != site.features] + [site.features]
+    with after(h):
+        return call(program, aten.permute.default, (h, order), site.module)
+
+
+def as_before(program: Program, site: Site, h: fx.Node) -> fx.Node:
+    """%h with its features last  ->  permute(%h), as the model has it."""
+    if site.features is None or site.features == -1:
+        return h
+    dims = h.meta["val"].dim()
+    order = list(range(dims - 1))
+    order.insert(site.features, dims - 1)
+    with after(h):
+        return call(program, aten.permute.default, (h, order), site.module)
 
 
 def own_rows(program: Program, site: Site, h: fx.Node) -> fx.Node:

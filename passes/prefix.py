@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program
 from peftc.capture.values import refresh
 from peftc.dataflow.site import Attention, Site
@@ -48,7 +49,7 @@ class InsertPrefix(Pass):
     @property
     def name(self) -> str:
         """What reports call this pass."""
-        return f"insert peft.{self.id} ({len(self.attentions)} attentions)"
+        return f"insert {container(self.id)} ({len(self.attentions)} attentions)"
 
     def run(self, program: Program) -> None:
         """Insert the prefix at every attention, behind a gate where it has one."""
@@ -56,7 +57,7 @@ class InsertPrefix(Pass):
         masks = PrefixMask(self.id, self.lengths, self.cached, self.infix)
         behind_gates = GatedAttention()
         for n, (attention, piece) in enumerate(zip(self.attentions, self.pieces, strict=True)):
-            path, target = attention.module, f"peft.{self.id}.{attention.name}"
+            path, target = attention.module, str(PieceName(self.id, attention.name))
             add_module(program, target, piece)
             k, v, _ = read_by(attention)
             given = tuple(parts[2 * n : 2 * n + 2])
@@ -68,7 +69,7 @@ class InsertPrefix(Pass):
                 pair = call_module(program, target, (*rows, k, v, *given), path)
                 k_new = call(program, operator.getitem, (pair, 0), path)
                 v_new = call(program, operator.getitem, (pair, 1), path)
-            valve = self.valve(program, n, target) if self.gates else None
+            valve = self.valve(program, n) if self.gates else None
             if attention.scores is None:
                 longer = (k_new, v_new) if valve is None else (k, v)
                 self.join(program, attention, *longer, masks)
@@ -85,9 +86,10 @@ class InsertPrefix(Pass):
                 attend_beside(program, attention, k_new, v_new, valve, self.infix, spare)
         refresh(program)
 
-    def valve(self, program: Program, n: int, target: str) -> Callable[[fx.Node], fx.Node]:
+    def valve(self, program: Program, n: int) -> Callable[[fx.Node], fx.Node]:
         """What puts a value (batch, heads, length, ...) of the n-th attention behind its gate."""
-        site, name = self.queries[n], f"{target}_gate"
+        site = self.queries[n]
+        name = str(PieceName(self.id, self.attentions[n].name, Part.GATE))
         if site.x is None or site.x.meta["val"].dim() != 3:
             raise RuntimeError(f"{site.module} flattens its rows: a gate has no tokens to read")
         x = current(site.x)
@@ -123,7 +125,7 @@ class InsertPrefix(Pass):
         """The keys and values that one MLP makes for all sites: a node each, in turn."""
         if self.reparam is None:
             return []
-        target = f"peft.{self.id}.reparam"
+        target = str(PieceName(self.id, part=Part.REPARAM))
         add_module(program, target, self.reparam)
         first = next(n for n in program.graph.nodes if n.op not in ("placeholder", "get_attr"))
         with program.graph.inserting_before(first):

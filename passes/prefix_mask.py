@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from peftc.capture.piece_name import Part, PieceName
 from peftc.capture.program import Program
 from peftc.dataflow.site import Attention
 from peftc.diagnostics import error
@@ -90,7 +91,7 @@ class PrefixMask:
         """A mask with the prefix's columns in front; of each row, as many as its own prefix has."""
         path = mask.meta["module"]
         if self.uneven:
-            target = self.helper(program, "mask", LongerMask)
+            target = self.helper(program, Part.MASK, LongerMask)
             return call_module(program, target, (task_ids(program), mask), path)
         pad = (mask, [self.tokens, 0], keep)
         return call(program, aten.constant_pad_nd.default, pad, path)
@@ -99,14 +100,14 @@ class PrefixMask:
         """For an attention that is written out: its prefix's scores, spare tokens hidden."""
         if not self.uneven:
             return None
-        target = self.helper(program, "hide", HiddenScores)
+        target = self.helper(program, Part.HIDE, HiddenScores)
         rows = task_ids(program)
         return lambda scores: call_module(program, target, (rows, scores), scores.meta["module"])
 
-    def helper(self, program: Program, name: str, kind: type[Lengths]) -> str:
+    def helper(self, program: Program, part: Part, kind: type[Lengths]) -> str:
         """The path of a module that all attentions share."""
-        target = f"peft.{self.id}.{name}"
-        if name not in program.get_submodule(f"peft.{self.id}")._modules:
+        target = str(PieceName(self.id, part=part))
+        if target not in dict(program.named_modules()):
             device = task_ids(program).meta["val"].device
             add_module(program, target, kind(self.lengths).to(device))
         return target

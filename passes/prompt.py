@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from peftc.capture.piece_name import PieceName
 from peftc.capture.program import Program
 from peftc.capture.values import refresh
 from peftc.capture.walk import ancestors, descendants
@@ -43,7 +44,7 @@ class InsertPrompt(Pass):
     @property
     def target(self) -> str:
         """The submodule path of the piece."""
-        return f"peft.{self.id}.{self.embedding.site.name}"
+        return str(PieceName(self.id, self.embedding.site.name))
 
     @property
     def shape(self) -> Prompt:

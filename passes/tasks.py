@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from peftc.capture.piece_name import HEADS, PieceName
 from peftc.capture.program import Input, Output, Program, Signature, drop_unused
 from peftc.capture.tasks import TASK_IDS
 from peftc.capture.values import fake_mode
@@ -86,7 +87,7 @@ class AddHeads(Pass):
         returned: list[fx.Node] = []
         named: dict[str, tuple[Output, ...]] = {}
         for task, options, reads, head in self.heads:
-            target = f"peft.tasks.{task}"
+            target = str(PieceName(HEADS, task))
             add_module(program, target, head)
             pools = getattr(head, "pool", "first") != "first" and mask is not None
             with program.graph.inserting_before(output):

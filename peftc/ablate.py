@@ -9,6 +9,7 @@ from torch import Tensor
 
 from peftc.api import APPLIED, Applied, rewritten, trained
 from peftc.capture import Program
+from peftc.capture.piece_name import piece_name
 from peftc.capture.program import attribute
 from peftc.diagnostics import error
 from peftc.pieces.prefix import Reparameterization
@@ -59,7 +60,8 @@ def carried(name: str, value: Tensor, graph: Program, made: Program) -> Tensor:
     network = attribute(graph, path) if path else None
     if not isinstance(network, Reparameterization):
         return value
-    insertion = name.split(".")[1]
+    piece = piece_name(name)
+    insertion = piece.insertion if piece else ""
     stays = places(made.meta[APPLIED])[insertion]
     kept = [s in stays for s in places(graph.meta[APPLIED])[insertion] for _ in ("key", "value")]
     parts = value.split([heads * dim for heads, _, dim in network.shapes])

@@ -27,7 +27,8 @@ from peftc.base_model import (
 from peftc.capture import Program
 from peftc.capture.fake import has_numbers
 from peftc.capture.listing import fingerprint, listing
-from peftc.capture.program import PEFT_PREFIX, STORED
+from peftc.capture.piece_name import is_inserted, piece_name
+from peftc.capture.program import STORED
 from peftc.capture.stored import fill_buffers
 from peftc.card import card
 from peftc.diagnostics import Diagnostic, error, warn
@@ -287,7 +288,7 @@ def fill(graph: Program, tensors: Mapping[str, Tensor], folder: Path) -> None:
     for name, parameter in own.items():
         value = tensors[name]
         if value.shape != parameter.shape:
-            inserted = name.startswith(PEFT_PREFIX)
+            inserted = is_inserted(name)
             spec: Spec = graph.meta[APPLIED].spec
             raise error(
                 "E104",
@@ -304,7 +305,8 @@ def fill(graph: Program, tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def set_back(name: str, stored: Tensor, made: Tensor, spec: Spec, file: Path) -> str:
     """What to change in a spec for a stored tensor to fit: the one size that makes its shape."""
-    ident = name.split(".")[1]
+    piece = piece_name(name)
+    ident = piece.insertion if piece else ""
     options = next((i.delta.options for i in spec.insert if i.id == ident), None)
     apart = {(a, b) for a, b in zip(stored.shape, made.shape, strict=False) if a != b}
     if options is not None and len(apart) == 1:

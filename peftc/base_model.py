@@ -14,7 +14,7 @@ from peftc.api import Applied, trained
 from peftc.buffers import buffer_facts, compared
 from peftc.capture import Program
 from peftc.capture.load import load_model
-from peftc.capture.program import PEFT_PREFIX
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.stored import StoredWeights, digest, stored_of
 from peftc.capture.weight_files import stored_weights
 from peftc.diagnostics import Diagnostic, PeftcError, error, warn
@@ -134,7 +134,7 @@ def give(program: Program, tensors: Mapping[str, Tensor]) -> None:
     """Put an artifact's numbers into base weights that it trained, before they are unfrozen."""
     own = dict(program.named_parameters())
     for name, value in tensors.items():
-        if not name.startswith(PEFT_PREFIX) and name in own:
+        if not is_inserted(name) and name in own:
             set_parameter(program, name, value)
 
 

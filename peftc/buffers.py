@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peftc.capture import Program
 from peftc.capture.fake import has_numbers
-from peftc.capture.program import PEFT_PREFIX
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.stored import digest, stored_of
 from peftc.lock import Buffer
 
@@ -24,7 +24,7 @@ def buffer_facts(graph: Program) -> dict[str, Buffer]:
 
 def described(buffer: Tensor, name: str, graph: Program) -> Buffer:
     """One buffer. Integers, and the factors of inserted pieces, are the same on every device."""
-    exact = not buffer.is_floating_point() or name.startswith(PEFT_PREFIX)
+    exact = not buffer.is_floating_point() or is_inserted(name)
     numbers = None if exact or not has_numbers(buffer) else sample(buffer)
     return Buffer(
         sha256=digest(buffer, name, stored_of(graph)),

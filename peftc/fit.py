@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from peftc.build import build_gates, options_at, reading_width
 from peftc.capture.program import attribute
+from peftc.dataflow.facts import Facts
+from peftc.dataflow.lengthen import lengthened
 from peftc.dataflow.site import Attention, Site, Sites
-from peftc.diagnostics import Diagnostic, Span
+from peftc.diagnostics import Diagnostic, PeftcError, Span
 from peftc.initial import starts_from_model
-from peftc.misfit import no_linear, rank_too_large
+from peftc.misfit import no_features, no_linear, rank_too_large
 from peftc.passes.ensemble import cannot_vote
 from peftc.pieces import piece_class
 from peftc.pieces.base import Piece
@@ -32,6 +35,10 @@ def unfit(
 ) -> Iterator[Diagnostic]:
     """What does not fit of the spec's `k`-th insertion, which is `insertion` for this task."""
     kind = insertion.delta.kind
+    for place in places:
+        if isinstance(place, Site) and place.features is None:
+            yield no_features(place, spec.span("insert", k, "at"))
+            return
     own = ("insert", k, "by_task", task, "delta")
     where = own if spec.has(*own) else ("insert", k, "delta")
     try:
@@ -49,6 +56,8 @@ def unfit(
         except LookupError as cause:
             message = f"the gate of `{insertion.id}` has nothing to read: {cause}"
             yield Diagnostic("E101", message, spec.span("insert", k, "compose"))
+    if kind == "prompt":
+        yield from unfit_rows(spec, k, insertion, places, sites, spec.span(*where))
     yield from unfit_ensemble(spec, k, sites)
     yield from unfit_infix(spec, k, places, sites)
     if kind not in ("low_rank", "dora"):
@@ -109,6 +118,36 @@ def cannot_start(insertion: Insertion, labels: Sequence[str]) -> str | None:
     if not labels or all(map(UNNAMED.fullmatch, labels)):
         return "the model's labels have no names: give them, --labels negative,positive"
     return None
+
+
+def unfit_rows(
+    spec: Spec,
+    k: int,
+    insertion: Insertion,
+    places: Sequence[Site | Attention],
+    sites: Sites,
+    span: Span | None,
+) -> list[Diagnostic]:
+    """E114 and E118: a prompt before an image or a sound that starts from words, or cannot stand.
+
+    Raises nothing: what the pass would refuse is told with its place in the spec.
+    """
+    embedded = [e.site for e in sites.embeddings]
+    for place in places:
+        if isinstance(place, Attention) or any(place is site for site in embedded):
+            continue
+        if starts_from_model(insertion):
+            text = "an image or a sound has no words for a prompt to start from"
+            return [Diagnostic("E114", text, span, help=("init: normal", "init: uniform"))]
+        if not insertion.composition.options.trim:
+            text = "an image or a sound is as long as its places, so a prompt is cut away again"
+            return [Diagnostic("E118", text, span, help=("trim: true",))]
+        try:
+            lengthened(Facts(sites.program), place.h, sites.ends[place.stack])
+        except PeftcError as refusal:
+            where = spec.span("insert", k, "at")
+            return [replace(d, span=where) for d in refusal.diagnostics]
+    return []
 
 
 def unfit_ensemble(spec: Spec, k: int, sites: Sites) -> list[Diagnostic]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from peftc.capture.inputs import example_value, sound_sizes, vocabulary_of
-from peftc.capture.program import PEFT_PREFIX, Program
+from peftc.capture.piece_name import Part, piece_name
+from peftc.capture.program import Program
 
 SIZES = {"batch": 2, "sequence": 9, "decoder_sequence": 5}
 SEEN = ("attend", "prepend")  # tokens that are seen from the first step have no zero
@@ -27,13 +28,14 @@ def frozen_difference(before: Program, after: Program, plan: Mapping[str, Any]) 
         return None
     kinds = {i["id"]: i["compose"] for i in plan["insertions"]}
     graph = after.clone(pieces=True).eval()
-    called = {n.target: n.target.split(".")[1] for n in graph.graph.nodes
-              if n.op == "call_module" and n.target.startswith(PEFT_PREFIX)}  # fmt: skip
-    if any(kinds.get(ident, "attend") in SEEN for ident in called.values()):
+    called = [piece_name(n.target) for n in graph.graph.find_nodes(op="call_module")]
+    names = dict.fromkeys(name for name in called if name is not None)
+    if any(kinds.get(name.insertion, "attend") in SEEN for name in names):
         return None
-    for name, ident in called.items():
-        piece = graph.get_submodule(name)
-        piece.register_forward_hook(neutral(kinds[ident], gate=name.endswith("_gate")))
+    for name in names:
+        piece = graph.get_submodule(str(name))
+        gate = name.part is Part.GATE
+        piece.register_forward_hook(neutral(kinds[name.insertion], gate=gate))
     config = before.signature.config
     sizes, vocabulary = sound_sizes(SIZES, config), vocabulary_of(config)
     device = next(before.parameters()).device

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
+from peftc.capture.piece_name import Part, PieceName
 from peftc.capture.program import Program, attribute, input_name
 from peftc.capture.walk import back_to_inputs
 from peftc.dataflow.site import Attention, Embedding
@@ -37,25 +38,27 @@ def initial_values(plan: Plan, words: Words, seed: int) -> dict[str, tuple[Tenso
     values: dict[str, tuple[Tensor, ...]] = {}
     random = torch.Generator().manual_seed(seed)
     for planned in plan.insertions:
-        name = f"peft.{planned.insertion.id}"
+        ident = planned.insertion.id
         for task, insertion in planned.insertion.variants(plan.tasks).items():
             if not starts_from_model(insertion):
                 continue
-            options, own = insertion.delta.options, f".{task}" if task else ""
+            options = insertion.delta.options
             if insertion.delta.kind == "prompt":
                 labels = plan.labels(task)
                 for embedding in plan.sites.embeddings:
                     if embedding.site in planned.places:
                         rows = prompts(options, embedding, program, words, random, labels)
-                        values[f"{name}.{embedding.site.name}{own}"] = (rows,)
+                        name = PieceName(ident, embedding.site.name, task=task)
+                        values[str(name)] = (rows,)
                 continue
             attentions = [p for p in planned.places if isinstance(p, Attention)]
             pairs = keys_and_values(options, attentions, program, words)
             if options.reparam is not None:
-                values[f"{name}.reparam{own}"] = tuple(t for pair in pairs for t in pair)
+                name = PieceName(ident, part=Part.REPARAM, task=task)
+                values[str(name)] = tuple(t for pair in pairs for t in pair)
             else:
                 for attention, pair in zip(attentions, pairs, strict=True):
-                    values[f"{name}.{attention.name}{own}"] = pair
+                    values[str(PieceName(ident, attention.name, task=task))] = pair
     return values
 
 

@@ -100,6 +100,18 @@ def no_linear(kind: str, place: Site, span: Span | None) -> Diagnostic:
     )
 
 
+def no_features(place: Site, span: Span | None) -> Diagnostic:
+    """E117: a value of which no axis holds features."""
+    axes = place.h.meta["val"].dim()
+    return Diagnostic(
+        "E117",
+        f"no axis of what `{place.module}` works on is known to hold features",
+        span,
+        label=f"a value of {axes} axes",
+        help=("name a module behind it that projects, normalises or convolves",),
+    )
+
+
 def rank_too_large(
     place: Site, read: int, rank: int, sites: Sites, span: Span | None
 ) -> Diagnostic:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
+
+from torch import nn
 
 from peftc.build import count_parameters
 from peftc.dataflow.select import select
@@ -31,6 +34,9 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     for k, insertion in enumerate(spec.insert):
         if only:
             insertion = insertion.for_task(only)
+        if insertion.id in dir(nn.Module()):
+            text = f"`{insertion.id}` cannot be an id: modules have that name already"
+            problems.append(Diagnostic("E005", text, spec.span("insert", k, "id")))
         places, counts = resolve(spec, k, sites, problems, notes)
         if not places:
             continue
@@ -72,8 +78,8 @@ def resolve(
     for j, at in enumerate(insertion.at):
         label = at if isinstance(at, str) else f"module: {at.module}"
         stack = insertion.stack
-        if at == "embed.out" and stack == "any" and len(sites.embeddings) > 1:
-            stack = sites.embeddings[0].site.stack  # a prompt goes to the encoder (Lester et al.)
+        if at == "embed.out" and stack == "any" and len(sites.starts) > 1:
+            stack = sites.starts[0].stack  # a prompt goes to the encoder (Lester et al.)
         key = "layers"
         try:
             found = select(sites, at, insertion.layers, stack)
@@ -83,7 +89,7 @@ def resolve(
             problems.append(no_layers(spec, k, key, str(cause), stack, sites))
             return [], counts
         counts[label] = len(kept)
-        places += [p for p in kept if p not in places]
+        places += apart([p for p in kept if p not in places], places)
         if not found:
             unmatched.append((j, label, at, stack))
         elif (note := partly(spec, k, found, sites, place_of(spec, k, j))) is not None:
@@ -97,6 +103,20 @@ def resolve(
         else:
             problems.append(no_match(insertion, label, at, stack, sites, counts, span))
     return places, counts
+
+
+def apart(
+    found: Sequence[Site | Attention], before: Sequence[Site | Attention]
+) -> list[Site | Attention]:
+    """The places found, those with a name that another has numbered: `a.b_c` and `a_b.c`."""
+    names = {p.name for p in before}
+    named = []
+    for place in found:
+        while place.name in names:
+            place = replace(place, order=place.order + 1)
+        names.add(place.name)
+        named.append(place)
+    return named
 
 
 def place_of(spec: Spec, k: int, j: int) -> Span | None:

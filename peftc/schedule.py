@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from peftc.build import build_gates, build_pieces, queries_of
+from peftc.capture.piece_name import Part, PieceName
 from peftc.capture.program import attribute
 from peftc.dataflow.site import Attention, Sites
 from peftc.passes.base import Pass
@@ -15,6 +16,7 @@ from peftc.passes.insert import Insert
 from peftc.passes.positions import ShiftPositions
 from peftc.passes.prefix import InsertPrefix
 from peftc.passes.prompt import InsertPrompt
+from peftc.passes.rows import InsertRows
 from peftc.passes.tasks import AddHeads, AddTaskIds
 from peftc.passes.unfreeze import Unfreeze
 from peftc.pieces import piece_class
@@ -28,6 +30,8 @@ def passes_of(plan: Plan, seed: int) -> list[Pass]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
+        # Rows are followed through the model's own operations, before pieces stand among them.
+        passes.sort(key=lambda p: not isinstance(p, InsertRows))
         heads = [(h.task, h.options, h.reads, h.build()) for h in plan.heads]
     passes = around(passes, plan) + shifts(plan)
     if plan.tasks and any(p.insertion.share == "per_task" for p in plan.insertions):
@@ -87,7 +91,9 @@ def around(passes: list[Pass], plan: Plan) -> list[Pass]:
 def prompt_pass(planned: Planned, plan: Plan, k: int, piece: nn.Module) -> Pass:
     """The pass of one prompt."""
     place, insertion = planned.places[k], planned.insertion
-    embedding = next(e for e in plan.sites.embeddings if e.site is place)
+    embedding = next((e for e in plan.sites.embeddings if e.site is place), None)
+    if embedding is None:
+        return InsertRows(insertion.id, place, plan.sites.ends[place.stack], piece)  # type: ignore[arg-type]
     table = attribute(plan.sites.program, embedding.table)
     dummy = plain_token(plan.sites.program.signature.config, table.shape[0])
     compose = insertion.composition.options
@@ -123,8 +129,8 @@ def shifts(plan: Plan) -> list[Pass]:
                 there = counts.setdefault(key, {})
                 before = there.get(place.name, [0] * len(tokens))
                 there[place.name] = [a + b for a, b in zip(before, tokens, strict=True)]
-                name = "_".join(t for t in ("shift", place.stack) if t)
-                targets.setdefault(key, f"peft.{planned.insertion.id}.{name}")
+                name = PieceName(planned.insertion.id, place.stack, Part.SHIFT)
+                targets.setdefault(key, str(name))
     made: list[Pass] = []
     for (stack, before), there in counts.items():
         tokens = [max(sizes) for sizes in zip(*there.values(), strict=True)]

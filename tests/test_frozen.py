@@ -67,3 +67,22 @@ def test_a_frozen_path_that_changed_is_seen():
 def test_tokens_that_are_seen_have_no_zero(spec):
     graph, applied = randomised(peftc.apply(spec, zoo.captured("bert")))
     assert frozen_difference(applied.base, graph, applied.plan) is None
+
+
+LIKE_PARTS = ("x_gate", "gate", "reparam", "mask", "tasks")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_names_that_look_like_parts_change_nothing(gated):
+    """Ids like parts, the role ffn.gate, and modules whose paths give one name or a gate's."""
+    made = zoo.model("llama", "causal-lm")
+    places = ["ffn.gate", {"module": "model.layers.*.mlp.gate_proj"}, {"module": "*.mlp"}]
+    compose = {"compose": {"gate": {"init": 0.3}}} if gated else {}
+    insert = [
+        {"id": i, "at": places, "delta": {"bottleneck": {"dim": 2}}, **compose} for i in LIKE_PARTS
+    ]
+    graph, applied = randomised(peftc.apply({"peftc": 1, "name": "n", "insert": insert}, made))
+    assert frozen_difference(applied.base, graph, applied.plan) == 0.0
+    for i in LIKE_PARTS:
+        mine = [n for n, _ in graph.peft_parameters() if n.startswith(f"peft.{i}.")]
+        assert len(mine) == 3 * 3 * (5 if gated else 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import zoo
+from torch import nn
 
 import peftc
 from peftc.diagnostics import PeftcError
@@ -157,3 +158,36 @@ def test_plan_and_apply_agree_on_every_site(family):
         modules = {n.target for n in graph.graph.nodes if n.op == "call_module"}
         for entry in plan["insertions"]:
             assert any(str(m).startswith(f"peft.{entry['id']}.") for m in modules)
+
+
+class Nested(nn.Module):
+    """Two linears whose paths are one name once their dots are gone, and one that ends in gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.a_b, self.a = nn.Module(), nn.Module()
+        self.a_b.c = nn.Linear(24, 24)
+        self.a.b_c = nn.Linear(24, 24)
+        self.a.gate = nn.Linear(24, 24)
+
+    def forward(self, x):
+        return self.a.gate(self.a.b_c(self.a_b.c(x)))
+
+
+def test_places_of_one_name_are_told_apart():
+    model = zoo.build("bert")
+    model.encoder.layer[1].attention.output.dense = Nested()
+    at = [{"module": f"*.dense.{p}"} for p in ("a_b.c", "a.b_c", "a.gate")]
+    spec = {"peftc": 1, "name": "n", "insert": [{"id": "x", "at": at, "delta": "vector"}]}
+    graph = peftc.apply(spec, model)
+    stem = "peft.x.encoder_layer_1_attention_output_dense_a"
+    assert sorted(n for n, _ in graph.peft_parameters()) == [
+        f"{stem}_b_c.l", f"{stem}_b_c_2.l", f"{stem}_gate_.l",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train", "forward", "half"])
+def test_an_id_that_modules_have_is_refused(name):
+    spec = {"peftc": 1, "name": "n", "insert": [{"id": name, "at": "ffn.up", "delta": "vector"}]}
+    with pytest.raises(peftc.PeftcError, match=f"E005.*`{name}` cannot be an id"):
+        peftc.plan(spec, zoo.captured("bert"))

@@ -16,7 +16,8 @@ from torch import Tensor
 from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import lowered
 from peftc.backends.weights import PEFT, Source, link, write
-from peftc.capture.program import PEFT_PREFIX, Program
+from peftc.capture.piece_name import is_inserted
+from peftc.capture.program import Program
 from peftc.capture.stored import Stored
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
@@ -120,6 +121,6 @@ def write_beside(
     sources = {
         n: Source(t.dtype, tuple(t.shape), lambda t=t: t)
         for n, t in named.items()
-        if n not in beside and (places is not None or n.startswith(PEFT_PREFIX))
+        if n not in beside and (places is not None or is_inserted(n))
     }
     return beside | write(folder / PEFT, sources)

@@ -14,7 +14,8 @@ from peftc.api import Applied
 from peftc.backends.base import Backend
 from peftc.backends.weights import BASE, Source, write
 from peftc.capture.load import load_model
-from peftc.capture.program import PEFT_PREFIX, Program, attribute
+from peftc.capture.piece_name import piece_name
+from peftc.capture.program import Program, attribute
 from peftc.capture.stored import Stored, StoredWeights
 from peftc.capture.weight_files import INDEX
 from peftc.diagnostics import error
@@ -55,9 +56,9 @@ class Hf(Backend):
             )
         left: dict[str, list[Any]] = {}
         for node in program.graph.nodes:
-            if node.op == "call_module" and str(node.target).startswith(PEFT_PREFIX):
-                insertion = str(node.target).split(".")[1]
-                left.setdefault(insertion, []).append(attribute(program, str(node.target)))
+            name = piece_name(node.target) if node.op == "call_module" else None
+            if name is not None:
+                left.setdefault(name.insertion, []).append(attribute(program, str(node.target)))
         if left:
             raise error(
                 "E411",

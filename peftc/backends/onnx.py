@@ -17,7 +17,8 @@ from peftc.backends.onnx_attention import merge_heads
 from peftc.backends.onnx_names import name_axes, name_values
 from peftc.backends.onnx_wide import share_inputs
 from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
-from peftc.capture.program import PEFT_PREFIX, Program
+from peftc.capture.piece_name import is_inserted
+from peftc.capture.program import Program
 from peftc.capture.stored import Stored
 from peftc.capture.trace import quiet
 from peftc.diagnostics import error
@@ -157,7 +158,7 @@ def settle(
         else:
             array = torch.from_numpy(value.const_value.numpy())
             source = Source(array.dtype, tuple(array.shape), lambda array=array: array)
-        own = linked or name.startswith(PEFT_PREFIX)
+        own = linked or is_inserted(name)
         files.setdefault(PEFT if own else BASE, {})[name] = source
     for file, sources in files.items():
         for name, place in write(folder / file, sources).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftc.backends.onnx_nodes import inserted, ints, maker
-from peftc.capture.program import PEFT_PREFIX
+from peftc.capture.piece_name import is_inserted
 
 NARROW = 32  # rows: a wider weight fills the registers of a CPU by itself
 
@@ -17,7 +17,7 @@ def narrow(value: Any, axis: int = 0) -> Any:
         return None
     weight = turned.inputs[0]
     few = weight.is_initializer() and len(weight.shape) == 2 and weight.shape[axis] <= NARROW
-    return weight if few and weight.name.startswith(PEFT_PREFIX) else None
+    return weight if few and is_inserted(weight.name) else None
 
 
 def joined(graph: Any, group: list[Any]) -> Any:

@@ -14,12 +14,12 @@ from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
 from peftc.capture.loss import LABELS, decoder_inputs, loss_of
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.tasks import answer
 from peftc.diagnostics import error
 
 SIGNATURE = "peftc.signature"  # the key of the Signature in a Program's meta
 STORED = "peftc.stored"  # the key of where the frozen weights are on disk, in a Program's meta
-PEFT_PREFIX = "peft."  # inserted pieces are submodules named peft.<insertion id>.<site>
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Program(fx.GraphModule):
 
     def peft_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The inserted parameters, by name."""
-        return ((n, p) for n, p in self.named_parameters() if n.startswith(PEFT_PREFIX))
+        return ((n, p) for n, p in self.named_parameters() if is_inserted(n))
 
 
 def build(targets: Mapping[str, Any], graph: fx.Graph, signature: Signature) -> Program:

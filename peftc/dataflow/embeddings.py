@@ -1,4 +1,4 @@
-"""The token embeddings: the value each stack reads in the place of its ids."""
+"""The embeddings: the value each stack reads in the place of its ids, patches or frames."""
 
 from __future__ import annotations
 
@@ -77,3 +77,19 @@ def module_output(facts: Facts, node: fx.Node) -> fx.Node:
             break
         node = reader
     return node
+
+
+def sensed(facts: Facts, start: fx.Node) -> bool:
+    """Whether a stream, (batch, places, width), starts from an image or a sound, not from ids."""
+    value = start.meta["val"]
+    if value.dim() != 3 or feature_width(start) is None or isinstance(value.shape[0], int):
+        return False
+    made_of = facts.of(facts.ancestors[start] & facts.inputs)
+    return any(n.meta["val"].is_floating_point() for n in made_of)
+
+
+def entry(facts: Facts, stack: str, start: fx.Node) -> Site:
+    """The value with which a stream starts: patches or frames, with class token and positions."""
+    readers = tuple(u for u in start.users if facts.is_tensor(u))
+    width = feature_width(start) or 0
+    return Site("embed.out", None, stack, module_of(start), start, width, readers=readers)

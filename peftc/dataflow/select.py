@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from fnmatch import fnmatchcase
 
-from torch import fx
+from torch import Tensor, fx
 
+from peftc.capture.piece_name import of_path
 from peftc.capture.program import Program
 from peftc.capture.walk import module_of
+from peftc.dataflow.axes import feature_axis
 from peftc.dataflow.facts import Facts
-from peftc.dataflow.operations import feature_width, lookup_of
+from peftc.dataflow.operations import lookup_of
 from peftc.dataflow.report import spans
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.spec import Layers, ModuleGlob
@@ -54,7 +56,7 @@ def module_paths(program: Program) -> list[str]:
 
 def module_site(facts: Facts, path: str) -> Site | None:
     """The last value made in a module that something outside of it reads."""
-    inside = [n for n in facts.nodes if within(n, path) and feature_width(n) is not None]
+    inside = [n for n in facts.nodes if within(n, path) and features_of(facts, n)[0]]
     leaving = [n for n in inside if any(not within(u, path) for u in n.users)]
     if not leaving:
         return None
@@ -66,20 +68,35 @@ def module_site(facts: Facts, path: str) -> Site | None:
         p = made_by[0]
         weight = p.weight_at(tuple(range(p.width)))
         x, in_width = p.x, p.in_width
-    width = feature_width(h)
+    width, axis = features_of(facts, h)
     return Site(
-        role=path.replace(".", "_"),
+        role=of_path(path),
         layer=None,
         stack="",
         module=path,
         h=h,
-        width=width or 0,
+        width=width,
         x=x,
         in_width=in_width,
         readers=tuple(u for u in h.users if not within(u, path)),
         weight=weight,
         lookup=lookup_of(lookups[0]) if len(lookups) == 1 and not made_by else None,
+        features=axis,
     )
+
+
+def features_of(facts: Facts, node: fx.Node) -> tuple[int, int | None]:
+    """(width, axis) of a value's features; (0, ...) where they are not of a fixed number.
+
+    The axis is -1 where it is the last, and None where none is known.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.dim():
+        return 0, None
+    axis = feature_axis(facts, node)
+    size = value.shape[-1 if axis is None else axis]
+    width = size if isinstance(size, int) else 0
+    return width, -1 if axis == value.dim() - 1 else axis
 
 
 def module_input(facts: Facts, path: str) -> Site | None:
@@ -95,8 +112,9 @@ def module_input(facts: Facts, path: str) -> Site | None:
         return None
     h = next(iter(read))
     readers = tuple(n for n in inside if h in n.all_input_nodes)
-    role = f"{path.replace('.', '_')}_input"
-    return Site(role, None, "", path, h, feature_width(h) or 0, readers=readers, own=True)
+    role = of_path(f"{path}.input")
+    width, axis = features_of(facts, h)
+    return Site(role, None, "", path, h, width, readers=readers, own=True, features=axis)
 
 
 def within(node: fx.Node, path: str) -> bool:

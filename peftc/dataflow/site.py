@@ -49,7 +49,8 @@ class Lookup:
 class Site:
     """One place of the graph, by role. `h` is the value there, which an insertion changes.
 
-    Shapes: h (batch, length, width), x (batch, length, in_width), stream like h.
+    Shapes: h (batch, length, width), x (batch, length, in_width), stream like h. Of a module named
+    by its path h may have any shape; `features` is the axis of it that is `width` long.
     """
 
     role: str  # "attn.q", "ffn.out", "embed.out", ...
@@ -66,6 +67,7 @@ class Site:
     lookup: Lookup | None = None  # of an embedding's output: what is looked up
     own: bool = False  # whether others that read h keep it: the input of one module
     order: int = 0  # among sites of one role, stack and layer
+    features: int | None = -1  # the axis of h on which features stand; None where none is known
 
     @property
     def name(self) -> str:
@@ -143,6 +145,11 @@ class Sites:
     ends: dict[str, fx.Node]
     # Frozen parameters by role: "norm", "bias", "head", "embed" -> state_dict names.
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> tuple[Site, ...]:
+        """What each stack's stream starts from: embedded tokens, patches or frames."""
+        return tuple(s for s in self.sites if s.role == "embed.out")
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def places_of(wanted: Mapping[Any, Found], places: Places) -> list[dict[str, Any
     stacks = ["any", *sorted(s for s in sites.layers if s)] if len(sites.layers) > 1 else ["any"]
     for stack in stacks:
         for role in ROLES:
-            if role == "embed.out" and stack == "any" and len(sites.embeddings) > 1:
+            if role == "embed.out" and stack == "any" and len(sites.starts) > 1:
                 continue  # which means the first stack's alone
             all_of = [
                 p

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peftc.api import APPLIED, Applied, Origin, carried_out, program_of, reference_of
 from peftc.capture import Program
+from peftc.capture.piece_name import PieceName
 from peftc.capture.program import attribute
 from peftc.dataflow import find_sites
 from peftc.diagnostics import error
@@ -127,7 +128,7 @@ def fill(graph: Program, plan: Plan, draft: Draft) -> None:
     for planned in plan.insertions:
         for place in planned.places:
             piece = left.pop(key_of(place))
-            target = f"peft.{planned.insertion.id}.{place.name}"
+            target = str(PieceName(planned.insertion.id, place.name))
             own = dict(attribute(graph, target).named_parameters())
             absent = own.keys() ^ piece.tensors.keys()
             if absent:

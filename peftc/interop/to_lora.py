@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.api import Applied
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program, attribute
 from peftc.interop.common import PREFIX
 from peftc.interop.from_lora import number_of, pattern, unscaled
@@ -143,7 +144,7 @@ def is_piece(node: Any) -> bool:
     """Whether a value is an inserted piece's, padded or not."""
     if getattr(node, "target", None) is aten.constant_pad_nd.default:
         node = node.args[0]
-    return getattr(node, "op", "") == "call_module" and str(node.target).startswith("peft.")
+    return getattr(node, "op", "") == "call_module" and is_inserted(node.target)
 
 
 def stacked(path: str, first: Update, second: Update) -> Update:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.api import Applied
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program, attribute
 from peftc.diagnostics import error
 from peftc.interop.common import LOSSES
@@ -50,9 +51,7 @@ def checkpoint_of(program: Program, applied: Applied) -> Written:
 def inserted(program: Program) -> list[tuple[fx.Node, Any]]:
     """The inserted pieces with their nodes, in the graph's order."""
     nodes = [n for n in program.graph.nodes if n.op == "call_module"]
-    return [
-        (n, attribute(program, str(n.target))) for n in nodes if str(n.target).startswith("peft.")
-    ]
+    return [(n, attribute(program, str(n.target))) for n in nodes if is_inserted(n.target)]
 
 
 def writer_for(pieces: list[tuple[fx.Node, Any]]) -> Any:

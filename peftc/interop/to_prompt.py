@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.api import Applied
+from peftc.capture.piece_name import PieceName, piece_name
 from peftc.capture.program import Program
 from peftc.dataflow import find_sites
 from peftc.interop.common import PROMPT_PREFIX
@@ -31,7 +32,9 @@ def write(program: Program, applied: Applied, pieces: list[tuple[fx.Node, Any]])
         raise cannot("a checkpoint is of one method, and this graph has a prefix and a prompt")
     insertions = applied.spec.insert
     places = {
-        f"peft.{i['id']}.{s['name']}": s for i in applied.plan["insertions"] for s in i["sites"]
+        str(PieceName(i["id"], s["name"])): s
+        for i in applied.plan["insertions"]
+        for s in i["sites"]
     }
     task = task_type(program, applied)
     make = prefix_table if kinds == {Prefix} else prompt_rows
@@ -63,7 +66,8 @@ def prefix_table(
         raise cannot(f"{program.signature.model_class} takes no cache, which a prefix would be in")
     wanted = [a for a in sites.attentions if a.role == "attn.kv" and a.stack == stack]
     by_name = {places[str(n.target)]["name"]: m for n, m in pieces}
-    modes = {places[str(n.target)]["name"]: str(n.target).split(".")[1] for n, _ in pieces}
+    names = [piece_name(n.target) for n, _ in pieces]
+    modes = {name.site: name.insertion for name in names if name is not None}
     if by_name.keys() != {a.name for a in wanted}:
         where = "the decoder's self-attention" if stack else "attention"
         raise cannot(f"a prefix stands at every layer of {where} and nowhere else")
@@ -126,6 +130,8 @@ def prompt_rows(
         raise cannot("one prompt stands in front of the (first) embedding")
     if places[str(pieces[0][0].target)]["stack"] and signature.loss == "ForSequenceClassification":
         raise cannot(f"{signature.model_class} takes no embeddings in the place of ids")
+    if signature.input("input_ids") is None:
+        raise cannot(f"{signature.model_class} reads no ids that a prompt stands in front of")
     piece: Prompt = pieces[0][1]
     trims = insertions[0].composition.options.trim
     if piece.first:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from peftc.api import Applied
+from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program
 
 # Modules that PEFT saves for a task without being told, by the end of their path.
@@ -49,7 +50,7 @@ def base_weights(
     """
     from peftc.interop.to_peft import cannot
 
-    parameters = {n: p for n, p in program.named_parameters() if not n.startswith("peft.")}
+    parameters = {n: p for n, p in program.named_parameters() if not is_inserted(n)}
     trained = {n for n, p in parameters.items() if p.requires_grad}
     heads = HEADS.get(task or "", ())
     chosen = {n for n in parameters if any(a.endswith(heads) for a in ancestors(n))}

@@ -73,9 +73,8 @@ def drawn(
     stacks = list(dict.fromkeys(g.stack for g in found))
     for k, stack in enumerate(stacks):
         top = drawing.y
-        for embedding in (e for e in sites.embeddings if e.site.stack == stack):
-            pieces = [p for p in insertions if embedding.site in p.places]
-            start(drawing, embedding.site, pieces)
+        for first in (s for s in sites.starts if s.stack == stack):
+            start(drawing, first, [p for p in insertions if first in p.places])
         for group in (g for g in found if g.stack == stack):
             draw(drawing, group, unfrozen)
         heads = [n for n in sites.parameters.get("head", ()) if n.endswith("weight")]

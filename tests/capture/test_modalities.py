@@ -80,7 +80,7 @@ def test_a_shipped_spec_starts_as_the_model_and_changes_it(sample, spec, capture
     assert all(p.grad is not None for p in peftc.trainable(graph).values())
 
 
-def test_a_prompt_has_no_place_in_front_of_an_image():
+def test_a_prompt_in_front_of_an_image_starts_from_no_words():
     factory, config = MODELS["vit"]
-    with pytest.raises(peftc.PeftcError, match=r"E101.*`embed.out` matches nothing"):
+    with pytest.raises(peftc.PeftcError, match=r"E114.*no words"):
         peftc.apply("prompt", factory.from_config(config))

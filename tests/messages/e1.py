@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 import zoo
 from messages.cases import Here, case
-from transformers import BertModel
+from transformers import AutoModel, BeitConfig, BertModel, Wav2Vec2Config
 
 import peftc
 from peftc.capture import capture
@@ -199,3 +199,37 @@ def _(here: Here):
         "peftc: 1\nname: n\ninsert:\n"
         "  - {id: a, at: attn.kv, delta: {prefix: {tokens: 3, before: 50256}}}\n"
     )
+
+
+@case("E117", "a value whose features stand on no axis")
+def _(here: Here):
+    config = Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40,
+        conv_dim=(12, 14), conv_stride=(4, 2), conv_kernel=(5, 3), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    at = {"module": "feature_extractor", "end": "input"}
+    entry = {"id": "a", "at": at, "delta": "vector"}
+    peftc.plan({"peftc": 1, "name": "n", "insert": [entry]}, AutoModel.from_config(config))
+
+
+@case("E118", "a prompt beside patches whose relative positions stand in a table")
+def _(here: Here):
+    config = BeitConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40,
+        image_size=12, patch_size=4, use_relative_position_bias=True, out_indices=[1],
+    )  # fmt: skip
+    entry = {"id": "a", "at": "embed.out", "delta": {"prompt": {"tokens": 4}}}
+    peftc.plan({"peftc": 1, "name": "n", "insert": [entry]}, AutoModel.from_config(config))
+
+
+@case("E114", "a prompt beside patches that starts from words")
+def _(here: Here):
+    prompt = "delta: {prompt: {tokens: 4, init: vocab}}"
+    here.insert(f"at: embed.out\n{prompt}", ("vit", "image-classification"))
+
+
+@case("E118", "a prompt beside patches that is to stay")
+def _(here: Here):
+    prompt = "delta: {prompt: {tokens: 4}}\ncompose: {prepend: {trim: false}}"
+    here.insert(f"at: embed.out\n{prompt}", ("vit", "image-classification"))

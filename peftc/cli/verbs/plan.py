@@ -131,7 +131,7 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
     from peftc.machine import size
 
     layers = ", ".join(f"{n}{' ' + s if s else ''} layers" for s, n in made.sites.layers.items())
-    width = f", width {made.sites.embeddings[0].site.width}" if made.sites.embeddings else ""
+    width = f", width {made.sites.starts[0].width}" if made.sites.starts else ""
     say(f"peftc plan  {spec}  ->  {model}  ({layers}{width}, {short(made.base)} frozen)", "bold")
     say("  + insert   ~ becomes trainable")
     say()

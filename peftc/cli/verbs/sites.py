@@ -189,7 +189,7 @@ def headline(model: str, found: Any) -> str:
     counts = " + ".join(
         f"{n} {stack + ' ' if stack else ''}blocks" for stack, n in found.layers.items()
     )
-    width = found.embeddings[0].site.width if found.embeddings else None
+    width = found.starts[0].width if found.starts else None
     parts = [f"{model}  {signature.model_class}  {counts}"]
     if width:
         parts.append(f"width {width}")
