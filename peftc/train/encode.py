@@ -13,13 +13,14 @@ from peftc.train.data import Task, label_number
 def encode_sequence(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text, or a pair, and its label."""
     pair = [row["text_pair"]] if "text_pair" in row else []
-    found = dict(tokenizer(row["text"], *pair, truncation=True, max_length=length))
+    found = dict(tokenizer(row["text"], *pair, truncation=True, max_length=task.within(length)))
     return {**found, "labels": label_number(row["label"], task)}
 
 
 def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """Words with tags: a word's first piece has its tag, the others do not count."""
-    found = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+    longest = task.within(length)
+    found = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=longest)
     labels, last = [], None
     for word in found.word_ids():
         fresh = word is not None and word != last
@@ -30,14 +31,15 @@ def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) 
 
 def encode_text(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text whose labels are its own tokens; the loss shifts them."""
-    found = dict(tokenizer(row["text"], truncation=True, max_length=length))
+    found = dict(tokenizer(row["text"], truncation=True, max_length=task.within(length)))
     return {**found, "labels": list(found["input_ids"])}
 
 
 def encode_pair(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A source, and the target's tokens as labels."""
-    found = dict(tokenizer(row["source"], truncation=True, max_length=length))
-    target = tokenizer(text_target=row["target"], truncation=True, max_length=length)
+    found = dict(tokenizer(row["source"], truncation=True, max_length=task.within(length)))
+    longest = task.within(length, "decoder_sequence")
+    target = tokenizer(text_target=row["target"], truncation=True, max_length=longest)
     return {**found, "labels": list(target["input_ids"])}
 
 
@@ -52,6 +54,7 @@ def encode_question(
     Raises:
         PeftcError: E082 for a question that leaves the context no room.
     """
+    length = task.within(length)
     room = length - len(tokenizer(row["question"], "")["input_ids"])
     if room < 2:
         message = f"the question `{row['question'][:40]}` leaves its context no room in {length}"
