@@ -69,6 +69,13 @@ def ids(length, batch=2):
     return torch.arange(batch * length).reshape(batch, length) % 40 + 5
 
 
+def one_more(name, value):
+    """An input with one more token, which is no padding."""
+    return torch.nn.functional.pad(
+        value, (0, 1), value=7 if name.endswith("input_ids") else 0 if "type" in name else 1
+    )
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_longest_text_is_the_last_that_the_graph_can_read(kind):
     """One more token finds no row; on the plain model, behind prompts, and behind prefixes."""
@@ -90,8 +97,8 @@ def test_the_longest_text_is_the_last_that_the_graph_can_read(kind):
             with pytest.raises(PeftcError, match=rf"E122.*{left + 1} tokens.*for {left}\b"):
                 graph(input_ids=ids(left + 1), **both)
             given = graph.signature.bind({"input_ids": ids(left), **both})
-            longer = [torch.nn.functional.pad(t, (0, 1), value=1) if t.shape[1] == left else t
-                      for t in given]  # fmt: skip
+            longer = [one_more(i.name, t) if t.shape[1] == left else t
+                      for i, t in zip(graph.signature.inputs, given, strict=True)]  # fmt: skip
             with pytest.raises((IndexError, RuntimeError)):
                 graph.flat(*longer)
         assert max(length for _, length in shapes_for(graph)) == left
@@ -135,7 +142,7 @@ def test_plan_apply_train_and_export_keep_to_it(model_folder, tmp_path, capsys, 
     assert "texts are cut at 54 tokens" in " ".join(capsys.readouterr().err.split())
     graph = peftc.load(made / "runs" / "001")
     assert graph.signature.longest == {"sequence": 54}
-    peftc.export(graph, tmp_path / "file", "torchscript")
+    peftc.export(graph, "torchscript", tmp_path / "file")
     facts = json.loads((tmp_path / "file" / "peftc.export.json").read_text())
     assert facts["longest"] == {"sequence": 54}
     assert peftc.verify(graph, tmp_path / "file").ok
