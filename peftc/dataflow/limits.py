@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -32,7 +34,7 @@ def offset(program: Program, position: Position) -> int:
     from a buffer without numbers, it is 0.
     """
     length = program.signature.static_length or SHORT
-    values: dict[fx.Node, object] = {}
+    values: dict[fx.Node, Any] = {}
     for node in sorted(back_to_inputs(position.positions)):
         if (name := input_name(node)) is not None:
             if node.meta["val"].dim() != 2:

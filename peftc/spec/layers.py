@@ -90,7 +90,7 @@ class Layers:
         numbers = [int(n) for c in choices for n in re.findall(r"\d+", c.text)]
         if len(numbers) > MANY or any(n > MANY for n in numbers):
             return True
-        for count in range(1, 2 * max(numbers, default=0) + 3):
+        for count in range(1, 2 * max(numbers, default=0) + 5):
             try:
                 chosen = set.intersection(*(set(c.select(count)) for c in (self, *others)))
                 gone = set() if without is None else set(without.select(count))
