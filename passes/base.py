@@ -15,6 +15,7 @@ from peftc.capture.piece_name import piece_name
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import own_copy
 from peftc.capture.values import set_value
+from peftc.diagnostics import PeftcError, error
 
 Module = TypeVar("Module", bound=nn.Module)
 Change = Callable[[Tensor], Tensor]  # of a weight; it may work in place on what it is given
@@ -46,6 +47,14 @@ class Pass(ABC):
     @abstractmethod
     def run(self, program: Program) -> None:
         """Rewrite `program.graph` in place."""
+
+
+def refuse(reason: str, *, code: str = "E120", help: tuple[str, ...] = ()) -> PeftcError:
+    """What a pass raises where this model's graph has no place for its rewrite; `reason` says why.
+
+    Any other exception out of a pass is a fault of this package, and is told as one.
+    """
+    return error(code, reason, help=help)
 
 
 def add_module(program: Program, name: str, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import fx
 
 from peftc.capture.program import Program, input_name
 from peftc.capture.walk import back_to_inputs
-from peftc.passes.base import END, call, finish
+from peftc.passes.base import END, call, finish, refuse
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ def cached_mask(program: Program, mask: fx.Node, tokens: int) -> fx.Node:
     queries keeps its one row.
 
     Raises:
-        RuntimeError: where the mask depends on weights that project activations, so that it is
+        PeftcError: E120 where the mask depends on weights that project activations, so that it is
             not a function of positions and padding alone.
     """
     needed = back_to_inputs(mask)
@@ -37,7 +37,12 @@ def cached_mask(program: Program, mask: fx.Node, tokens: int) -> fx.Node:
                 copy = program.graph.node_copy(node, lambda n: longer.get(n, n))
                 longer[node] = finish(program, copy, node.meta.get("module", ""))
             elif node.op == "call_module":
-                raise RuntimeError(f"the attention mask depends on {node.name}")
+                where = mask.meta.get("module") or "the model"
+                raise refuse(
+                    f"the mask of {where} is made of activations, so that it cannot be made "
+                    "again for a longer text",
+                    help=("mask: open",),
+                )
         whole = longer[mask]
         rows = whole.meta["val"].shape[-2]
         if str(rows) == "1":
@@ -51,7 +56,10 @@ def length_of(needed: set[fx.Node]) -> str:
     inputs = [n for n in needed if input_name(n) is not None and n.meta["val"].dim() > 1]
     free = [n for n in inputs if not isinstance(n.meta["val"].shape[1], int)]
     if not free:
-        raise RuntimeError("the attention mask does not depend on inputs with a free length")
+        raise refuse(
+            "the attention masks do not depend on inputs of a free length",
+            help=("mask: open",),
+        )
     decoder = [n for n in free if str(input_name(n)).startswith("decoder_")]
     return str((decoder or free)[0].meta["val"].shape[1])
 

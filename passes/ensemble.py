@@ -10,7 +10,7 @@ import torch
 from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program, Signature
 from peftc.capture.values import refresh
-from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect, refuse
 from peftc.pieces.vote import Vote
 
 aten = torch.ops.aten
@@ -67,7 +67,9 @@ class Combine(Pass):
             if "batch" not in described.dims:
                 continue
             if described.dims[0] != "batch":
-                raise RuntimeError(f"the rows of {described.name} are not its first axis")
+                raise refuse(
+                    f"an ensemble cannot vote: {described.name} has no row for each example"
+                )
             kind = self.vote if is_logits(described.name) else "mean"
             target = str(PieceName(self.id, part=Part(kind)))
             if target not in dict(program.named_modules()):

@@ -10,8 +10,7 @@ from torch import fx
 
 from peftc.capture.program import Program
 from peftc.dataflow.site import Attention, Embedding
-from peftc.diagnostics import error
-from peftc.passes.base import after, call
+from peftc.passes.base import after, call, refuse
 
 aten = torch.ops.aten
 
@@ -65,7 +64,7 @@ class Infix:
         """Scores (batch, heads, length, tokens) with the prefix, hidden before the token."""
         path = attention.module
         if scores.meta["val"].dim() != 4:
-            raise error("E110", f"{path} has more axes than an infix can be hidden in")
+            raise refuse(f"{path} has more axes than an infix can be hidden in", code="E110")
         seen = self.behind(program, attention.stack)
         with after(seen, scores):
             rows = by_query(program, seen, path)

@@ -12,8 +12,20 @@ from torch import fx, nn
 from peftc.capture.fake import has_numbers
 from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program, attribute
+from peftc.capture.walk import ancestors
 from peftc.dataflow.site import Site, Weight
-from peftc.passes.base import Pass, add_module, after, call, call_module, current, finish, redirect
+from peftc.passes.base import (
+    Pass,
+    add_module,
+    after,
+    call,
+    call_module,
+    current,
+    finish,
+    redirect,
+    refuse,
+)
+from peftc.passes.lengthen import Lengthen
 from peftc.passes.tasks import task_ids
 from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Gate
@@ -47,6 +59,8 @@ class Insert(Pass):
     gates: Sequence[Gate | Bank] = ()
     gate_reads: str = "none"
     scales: Collection[float] = (1.0,)  # of a sum: one, or those of the tasks, in their pieces
+    prompted: Sequence[Lengthen] = ()  # of the stacks that have a prompt already
+    waiting: Sequence[Lengthen] = ()  # of the stacks that get one later
 
     @property
     def name(self) -> str:
@@ -69,7 +83,15 @@ class Insert(Pass):
         x = self.source(program, site, h, self.reads, piece) if self.reads_input else None
         add_module(program, str(name), piece)
         if getattr(piece, "mixes_tokens", False) and x is not None and x.meta["val"].dim() != 3:
-            raise RuntimeError(f"{site.module} flattens its rows: tokens have no neighbours there")
+            raise refuse(
+                f"{site.module} flattens its rows, so that tokens have no neighbours there",
+                help=("a `pipe` without conv1d", "another site"),
+            )
+        if getattr(piece, "mixes_tokens", False) and self.reads_room(site):
+            raise refuse(
+                f"{site.module} would read the room that is kept for a prompt behind it",
+                help=("put it behind the prompt, `at: embed.out`",),
+            )
         given = () if x is None else (x,)
         if isinstance(piece, Bank):
             given = (task_ids(program), *given)
@@ -77,6 +99,8 @@ class Insert(Pass):
             given = (*given, *self.linear_parts(program, site, h, piece))
         with after(h, *given):
             node = call_module(program, str(name), given, site.module)
+        if site.lookup is not None and getattr(piece, "looks_up", False):
+            node = self.looked_up(program, site, node)
         made = node if gate is None else self.gated(program, site, h, node, x, gate, name)
         if gate is None or self.compose.kind != "gate" or is_part(site):
             delta = self.scattered(program, site, made, weight) if is_part(site) else made  # type: ignore[arg-type]
@@ -100,10 +124,24 @@ class Insert(Pass):
         if reads == "x" and site.x is not None:
             return current(site.x)
         if reads == "x" and site.lookup is not None and getattr(piece, "looks_up", False):
-            return site.lookup.ids
+            return current(site.lookup.ids)
         if reads == "stream" and site.stream is not None:
             return joined(program, site, h, current(site.stream))
         return own_rows(program, site, h)
+
+    def looked_up(self, program: Program, site: Site, delta: fx.Node) -> fx.Node:
+        """A delta of looked-up rows, with none at the rows of prompts that stand there already."""
+        for room in self.prompted:
+            h = room.embedding.site.h
+            if site.h is h or site.h in ancestors(h):
+                delta = room.zero_at_prompts(program, delta)
+        return delta
+
+    def reads_room(self, site: Site) -> bool:
+        """Whether the rows of some prompt are dummies at a site when it is computed."""
+        return any(site.h is r.embedding.site.h for r in self.waiting) or any(
+            site.h in ancestors(r.embedding.site.h) for r in (*self.prompted, *self.waiting)
+        )
 
     def gated(
         self,
@@ -146,7 +184,7 @@ class Insert(Pass):
         """
         weight, path = site.weight, site.module
         if weight is None:
-            raise RuntimeError(f"{path} is no linear")
+            raise refuse(f"{path} is no linear", help=("use `bottleneck` or `pipe` there",))
         parts: list[fx.Node] = []
         value = attribute(program, weight.name)
         with after(h):
@@ -159,7 +197,10 @@ class Insert(Pass):
         if weight.fused:
             start, stop = rows[0], rows[-1] + 1
             if rows != tuple(range(start, stop)):
-                raise RuntimeError(f"the rows of {path} are interleaved")
+                raise refuse(
+                    f"the rows of {path} are interleaved with those of other sites",
+                    help=("`low_rank` reads no weight and can stand there",),
+                )
             with after(node):
                 node = call(program, aten.slice.Tensor, (node, 0, start, stop), path)
                 parts = [call(program, aten.slice.Tensor, (b, 0, start, stop), path) for b in parts]

@@ -11,8 +11,7 @@ from torch import fx
 from peftc.capture.program import Program
 from peftc.capture.values import refresh
 from peftc.dataflow.site import Position
-from peftc.diagnostics import error
-from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, redirect, refuse
 from peftc.passes.infix import Infix
 from peftc.passes.tasks import task_ids
 from peftc.pieces.bank import ShiftedRows
@@ -64,10 +63,10 @@ class ShiftPositions(Pass):
         batch, length = map(str, behind.meta["val"].shape)
         first, *others = map(str, node.meta["val"].shape)
         if first not in ("1", batch) or sorted(set(others) - {"1"}) != [length]:
-            raise error(
-                "E110",
+            raise refuse(
                 f"the positions that {path} reads have no row for each example, "
                 "so that only some of them could count on behind an infix",
+                code="E110",
                 help=("positions: keep",),
             )
         with after(node, behind):
@@ -83,8 +82,10 @@ class ShiftPositions(Pass):
         path = node.meta["module"]
         rows, shape = task_ids(program), node.meta["val"].shape
         if len(shape) < 2 or str(shape[0]) not in ("1", str(rows.meta["val"].shape[0])):
-            raise RuntimeError(
-                "its positions have no axis of rows: `positions: keep`, or one length"
+            raise refuse(
+                f"the positions that {path} reads have no row for each example, so that tasks "
+                "cannot have prefixes of different lengths",
+                help=("positions: keep", "one length for all tasks"),
             )
         add_module(program, self.target, by.to(rows.meta["val"].device))
         with after(node, rows):

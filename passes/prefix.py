@@ -12,8 +12,7 @@ from peftc.capture.piece_name import Part, PieceName, container
 from peftc.capture.program import Program
 from peftc.capture.values import refresh
 from peftc.dataflow.site import Attention, Site
-from peftc.diagnostics import error
-from peftc.passes.base import Pass, add_module, after, call, call_module, current
+from peftc.passes.base import Pass, add_module, after, call, call_module, current, refuse
 from peftc.passes.gated_attention import GatedAttention
 from peftc.passes.infix import Infix
 from peftc.passes.prefix_mask import PrefixMask, arguments, read_by
@@ -76,9 +75,9 @@ class InsertPrefix(Pass):
                 if valve is not None:
                     behind_gates.attend(program, attention, k_new, v_new, valve)
             elif self.cached:
-                raise error(
-                    "E110",
+                raise refuse(
                     f"`mask: cached` needs an attention kernel; {path} is written out",
+                    code="E110",
                     help=("--attn sdpa, where the model has it", "mask: open"),
                 )
             else:
@@ -91,7 +90,7 @@ class InsertPrefix(Pass):
         site = self.queries[n]
         name = str(PieceName(self.id, self.attentions[n].name, Part.GATE))
         if site.x is None or site.x.meta["val"].dim() != 3:
-            raise RuntimeError(f"{site.module} flattens its rows: a gate has no tokens to read")
+            raise refuse(f"{site.module} flattens its rows: a gate has no tokens to read")
         x = current(site.x)
         add_module(program, name, self.gates[n])
         rows = (task_ids(program),) if isinstance(self.gates[n], Bank) else ()

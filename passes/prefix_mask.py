@@ -12,8 +12,7 @@ from torch import fx
 from peftc.capture.piece_name import Part, PieceName
 from peftc.capture.program import Program
 from peftc.dataflow.site import Attention
-from peftc.diagnostics import error
-from peftc.passes.base import add_module, after, call, call_module, current
+from peftc.passes.base import add_module, after, call, call_module, current, refuse
 from peftc.passes.cached_mask import cached_mask
 from peftc.passes.infix import Infix
 from peftc.passes.tasks import task_ids
@@ -56,13 +55,13 @@ class PrefixMask:
             made = self.own_mask(program, attention, causal) if causal or self.uneven else None
             return self.hidden(program, made, attention)
         if self.cached and self.uneven:
-            raise RuntimeError("`mask: cached` needs prefixes of one length for all tasks")
+            raise refuse("`mask: cached` needs prefixes of one length for all tasks")
         shared = (mask, attention.stack if self.infix else "")
         if shared not in self.made and self.cached:
             if mask is not current(attention.mask):  # type: ignore[arg-type]
-                raise error(
-                    "E110",
+                raise refuse(
                     f"{attention.module} has a prefix already, which a cache would not hold apart",
+                    code="E110",
                     help=("mask: open",),
                 )
             self.made[shared] = cached_mask(program, mask, self.tokens)

@@ -12,8 +12,7 @@ from peftc.capture.program import Program
 from peftc.capture.values import set_value
 from peftc.capture.walk import ancestors
 from peftc.dataflow.site import Attention
-from peftc.diagnostics import error
-from peftc.passes.base import END, after, call
+from peftc.passes.base import END, after, call, refuse
 from peftc.passes.infix import Infix
 
 aten = torch.ops.aten
@@ -216,8 +215,8 @@ def through_dropout(
 
 def unsupported(attention: Attention, why: str) -> Exception:
     """E110: a prefix cannot be given to this attention."""
-    return error(
-        "E110",
+    return refuse(
         f"a prefix cannot be put into the attention of {attention.module or attention.name}: {why}",
+        code="E110",
         help=("--attn sdpa, where the model has it", "a prompt, an adapter or LoRA instead"),
     )

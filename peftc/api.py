@@ -42,11 +42,17 @@ def plan(
 ) -> Plan:
     """What `apply` would do: every insertion at its sites, with sizes and counts. Data only.
 
+    The passes are tried on a copy of the graph, with pieces that hold no numbers, so that what
+    `apply` refuses is refused here in the same words.
+
     Raises:
         PeftcError: E0xx for the spec, E1xx where it does not fit the model, E2xx for the model.
     """
     program = program_of(model, weights=False, static_length=static_length)
-    return make_plan(spec_of(spec, set), find_sites(program))
+    resolved = spec_of(spec, set)
+    made = make_plan(resolved, find_sites(program))
+    pipeline.attempt(make_plan(resolved, find_sites(program.clone())))
+    return made
 
 
 def apply(

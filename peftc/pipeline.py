@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftc.capture.listing import difference, listing
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.capture.values import FixedSizes
+from peftc.diagnostics import PeftcError, error
 from peftc.machine import machine_error
 from peftc.passes.base import DEFERRED, Keeps, Pass
 from peftc.passes.drop_dropout import DropDropout
@@ -40,8 +41,9 @@ def run(program: Program, passes: Iterable[Pass]) -> list[Report]:
     """Run passes over `program`, in place, and check the graph after each; what each did.
 
     Raises:
-        PeftcError: E111 where the graph does not allow a rewrite, E505 for want of memory.
-        RuntimeError: where a pass broke an invariant, which is a fault of this package.
+        PeftcError: E111 where operations of the model do not take the new sizes, E110 and E120
+            where a pass refuses the graph, E505 for want of memory.
+        Exception: anything else out of a pass, which is a fault of this package.
     """
     reports = []
     before = listing(program)
@@ -50,8 +52,12 @@ def run(program: Program, passes: Iterable[Pass]) -> list[Report]:
         ends = ends_of(program)
         try:
             p.run(program)
-        except (RuntimeError, IndexError) as cause:
-            raise machine_error(cause) or not_possible(p, program, cause) from cause
+        except FixedSizes as cause:
+            raise not_possible(p, program, cause) from cause
+        except (RuntimeError, MemoryError) as cause:
+            if (found := machine_error(cause)) is not None:
+                raise found from cause
+            raise
         seconds = time.perf_counter() - start
         check(program, p)
         if p.keeps is not Keeps.NOTHING and ends_of(program) != ends:
@@ -71,16 +77,16 @@ def ends_of(program: Program) -> tuple[Any, Any]:
     return program.signature.inputs, program.signature.outputs
 
 
-def not_possible(p: Pass, program: Program, cause: Exception) -> Exception:
+def not_possible(p: Pass, program: Program, cause: FixedSizes) -> PeftcError:
     """E111: the shapes of this graph do not allow the rewrite."""
-    first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
     length = program.signature.static_length
+    module = cause.node.meta.get("module")
     return error(
         "E111",
         f"{p.name}: the graph of {program.signature.model_class} does not allow it",
         notes=(
             *([f"it is captured for exactly {length} tokens"] if length else []),
-            f"{type(cause).__name__}: {first}"[:300],
+            f"{f'in {module}, ' if module else ''}{cause}",
         ),
         help=("an adapter, LoRA or a vector changes no sizes",),
     )
@@ -115,7 +121,20 @@ def rewrite(plan: Plan, *, seed: int = 0) -> tuple[Program, list[Report]]:
 
     Fresh pieces are drawn under `seed`, whatever the global random state is.
     """
-    return plan.sites.program, run(plan.sites.program, passes_of(plan, seed))
+    program = plan.sites.program
+    program.signature = replace(program.signature, longest=plan.longest)
+    return program, run(program, passes_of(plan, seed))
+
+
+def attempt(plan: Plan) -> None:
+    """Refuse what `rewrite` would refuse: the passes run on the plan's program, without numbers.
+
+    The program is used up. Pieces are on the meta device: nothing is drawn, no memory is taken.
+
+    Raises:
+        PeftcError: as `rewrite`, word for word.
+    """
+    run(plan.sites.program, passes_of(plan, seed=None))
 
 
 def select_task(program: Program, task: str) -> tuple[Program, list[Report]]:

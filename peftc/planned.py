@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftc.dataflow.site import Attention, Site, Sites
@@ -38,6 +39,7 @@ class Plan:
     base: int  # parameters of the captured model
     unfrozen_count: int
     heads: tuple[PlannedHead, ...] = ()
+    longest: Mapping[str, int] = field(default_factory=dict)  # tokens, by axis of the inputs
 
     @property
     def tasks(self) -> tuple[str, ...]:

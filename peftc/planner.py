@@ -14,6 +14,7 @@ from peftc.dataflow.select import select
 from peftc.dataflow.site import Attention, Site, Sites
 from peftc.diagnostics import Diagnostic, PeftcError, Span
 from peftc.fit import unfit
+from peftc.longest import longest_text
 from peftc.misfit import no_layers, no_match, nothing_to_unfreeze, partly
 from peftc.planned import Plan, Planned
 from peftc.spec import Insertion, Spec
@@ -52,6 +53,8 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
     if not problems:  # else the places of what does not fit are missing from the count
         check_expectations(spec, sites, planned, problems)
     unfrozen = unfrozen_names(spec, sites, problems)
+    tasks = tuple(h.task for h in heads) if len(heads) > 1 else ()
+    longest = longest_text(spec, planned, tasks, sites, problems)
     if problems:
         raise PeftcError(problems)
     sizes = {n: p.numel() for n, p in sites.program.named_parameters()}
@@ -64,6 +67,7 @@ def make_plan(spec: Spec, sites: Sites) -> Plan:
         base=sum(sizes.values()),
         unfrozen_count=sum(sizes[n] for n in unfrozen),
         heads=heads,
+        longest=longest,
     )
 
 

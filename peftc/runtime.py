@@ -98,6 +98,10 @@ class Session:
         for i in self.inputs:
             if i["name"] in given:
                 feed[i["name"]] = array(i, given[i["name"]], sizes)
+        for axis, most in self.facts.get("longest", {}).items():
+            if axis in sizes and sizes[axis][0] > most:
+                what = f"{axis} is {sizes[axis][0]}, and the model has positions for {most}"
+                raise DeploymentError("E122", what, f"cut it: truncation=True, max_length={most}")
         for i in self.inputs:
             if i["name"] not in feed:
                 shape = [sizes[d][0] if isinstance(d, str) else d for d in i["dims"]]

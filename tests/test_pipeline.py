@@ -10,8 +10,9 @@ import pytest
 import torch
 import zoo
 
+from peftc.capture.values import refresh
 from peftc.diagnostics import PeftcError
-from peftc.passes.base import Pass
+from peftc.passes.base import Pass, call
 from peftc.pipeline import run
 
 
@@ -69,18 +70,35 @@ def test_a_pass_that_breaks_the_graph_is_found(work, message):
         run(program(), [Does(work)])
 
 
-@pytest.mark.parametrize(
-    ("cause", "code"),
-    [
-        (RuntimeError("shape mismatch"), "E111"),
-        (IndexError("no such axis"), "E111"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "E505"),
-    ],
-)
-def test_what_a_graph_does_not_allow_is_told_from_what_memory_does_not(cause, code):
+@pytest.mark.parametrize("cause", [RuntimeError("shape mismatch"), IndexError("no such axis")])
+def test_what_a_pass_does_wrong_is_not_told_as_a_limit_of_the_model(cause):
+    with pytest.raises(type(cause)) as caught:
+        run(program(), [Does(raising(cause))])
+    assert caught.value is cause
+
+
+def test_a_want_of_memory_in_a_pass_is_told_as_one():
+    cause = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
     with pytest.raises(PeftcError) as caught:
         run(program(), [Does(raising(cause))])
-    assert [d.code for d in caught.value.diagnostics] == [code]
+    assert [d.code for d in caught.value.diagnostics] == ["E505"]
+
+
+def test_a_node_of_the_model_that_takes_no_other_size_is_a_limit_of_the_model():
+    def widen(p):
+        norm = next(n for n in p.graph.nodes if n.target is torch.ops.aten.layer_norm.default)
+        with p.graph.inserting_before(norm):
+            wide = call(p, torch.ops.aten.constant_pad_nd.default, (norm.args[0], [0, 3]), "")
+        norm.replace_input_with(norm.args[0], wide)
+        norm.meta["stale"] = True
+        refresh(p)
+
+    with pytest.raises(PeftcError) as caught:
+        run(program(), [Does(widen)])
+    [found] = caught.value.diagnostics
+    assert found.code == "E111"
+    assert found.message == "Does: the graph of BertModel does not allow it"
+    assert "in embeddings.LayerNorm, `layer_norm" in found.notes[0]
 
 
 def test_a_pass_that_changes_nothing_is_reported_so():

@@ -117,6 +117,7 @@ def export(
             "session": target.session_options(linked=stored is not None),
             "inputs": [described(i) for i in program.signature.inputs],
             "outputs": [described(o) for o in program.signature.outputs],
+            "longest": dict(program.signature.longest),  # tokens that have a position, by axis
             "peft": [n for n, _ in program.peft_parameters()],
             "files": {p.name: file_facts(p, known) for p in sorted(folder.iterdir())},
             "versions": {p: importlib.metadata.version(p) for p in ("peftc", "torch")},

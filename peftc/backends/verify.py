@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftc.api import select_task
 from peftc.backends.base import Exported, backend
@@ -20,10 +19,6 @@ from peftc.backends.process import run
 from peftc.capture.inputs import example_value, sound_sizes, vocabulary_of
 from peftc.capture.program import Program
 from peftc.capture.streaming import run_flat
-from peftc.passes.base import pieces
-from peftc.pieces.bank import members
-from peftc.pieces.prefix import Prefix
-from peftc.pieces.prompt import Prompt
 
 TOLERANCE = 1e-4
 # (batch, length): none is the size that graphs are traced with.
@@ -130,19 +125,11 @@ def verify(
 
 def shapes_for(graph: Program) -> list[tuple[int, int]]:
     """The sizes to compare at, the longest within what the model's positions allow."""
-    config = graph.signature.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or 512
-    prefixes: Counter[str] = Counter()  # of each attention, in front of one another
-    for node, piece in pieces(graph, nn.Module):
-        first, *_ = own = members(piece)
-        if isinstance(first, Prompt):
-            limit -= first.tokens
-        elif isinstance(first, Prefix):
-            place = str(node.target).rpartition(".")[2]
-            prefixes[place] += max(p.shapes[0][1] for p in own)
-    tasks = [(i.below, 9) for i in graph.signature.inputs if i.below is not None]
-    # Two rows: some models count positions from the padding id on.
-    limit -= max(prefixes.values(), default=0) + 2
+    signature = graph.signature
+    own = getattr(signature.config.get_text_config(), "max_position_embeddings", None) or 512
+    # Of a graph that is not applied: two rows, since some models count from the padding id on.
+    limit = min(signature.longest.values(), default=own - 2)
+    tasks = [(i.below, 9) for i in signature.inputs if i.below is not None]
     return list(dict.fromkeys((b, min(s, limit)) for b, s in (*SHAPES, *tasks)))
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from peftc.capture.loss import LABELS, decoder_inputs, loss_of
 from peftc.capture.piece_name import is_inserted
 from peftc.capture.tasks import answer
-from peftc.diagnostics import error
+from peftc.diagnostics import PeftcError, error
 
 SIGNATURE = "peftc.signature"  # the key of the Signature in a Program's meta
 STORED = "peftc.stored"  # the key of where the frozen weights are on disk, in a Program's meta
@@ -60,6 +60,8 @@ class Signature:
     model_class: str = ""
     task_parameters: frozenset[str] | None = None  # what the task added to the base model
     members: int = 1  # of an ensemble: how many rows an example has while training
+    # The most tokens that free axes may have, by name: more find no row in a table of positions.
+    longest: Mapping[str, int] = field(default_factory=dict)
     # The tasks of a graph that has heads of its own: each as if it were the only one.
     tasks: Mapping[str, Signature] = field(default_factory=dict)
 
@@ -95,7 +97,8 @@ class Signature:
         """Order keyword inputs as the graph's placeholders, absent ones filled with defaults.
 
         Raises:
-            PeftcError: E204 for an input that the graph does not take, or one it needs.
+            PeftcError: E204 for an input that the graph does not take, or one it needs; E122 for
+                more tokens than the model has positions for.
         """
         names = [i.name for i in self.inputs]
         unknown = [n for n, v in given.items() if v is not None and n not in names]
@@ -110,6 +113,9 @@ class Signature:
         values: dict[str, Tensor] = {n: v for n, v in given.items() if v is not None}
         sizes = {d: k for i in self.inputs if i.name in values
                  for d, k in zip(i.dims, values[i.name].shape, strict=False)}  # fmt: skip
+        for d, size in sizes.items():
+            if size > self.longest.get(str(d), size):
+                raise too_long(str(d), size, self.longest[str(d)])
         device = next(iter(values.values())).device
         for i in self.inputs:
             if i.name not in values:
@@ -175,6 +181,17 @@ class Program(fx.GraphModule):
     def peft_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The inserted parameters, by name."""
         return ((n, p) for n, p in self.named_parameters() if is_inserted(n))
+
+
+def too_long(axis: str, tokens: int, longest: int) -> PeftcError:
+    """E122: more tokens than there are positions."""
+    of = "the decoder's text" if axis.startswith("decoder") else "the text"
+    return error(
+        "E122",
+        f"{of} has {tokens} tokens, and the graph has positions for {longest}",
+        notes=("prompts and prefixes take positions from the text",),
+        help=(f"cut it: tokenizer(..., truncation=True, max_length={longest})",),
+    )
 
 
 def build(targets: Mapping[str, Any], graph: fx.Graph, signature: Signature) -> Program:

@@ -22,16 +22,17 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 def set_value(program: Program, node: fx.Node) -> None:
     """Set `node.meta["val"]` from its inputs' values."""
-    mode = fake_mode(program)
+    first = next(n for n in program.graph.nodes if n.op == "placeholder")
+    mode, device = fake_mode(program), first.meta["val"].device
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
     # Without the Python dispatcher some kernels would fix free sizes to those of the example.
     with mode, enable_python_dispatcher(), torch.no_grad():
         if node.op == "get_attr":
-            value = fake(mode, attribute(program, str(node.target)))
+            value = fake(mode, attribute(program, str(node.target)), device)
         elif node.op == "call_module":
             module = attribute(program, str(node.target))
             state = dict(module.named_parameters()) | dict(module.named_buffers())
-            state = {n: fake(mode, t) for n, t in state.items()}
+            state = {n: fake(mode, t, device) for n, t in state.items()}
             value = (
                 functional_call(module, state, args, kwargs) if state else module(*args, **kwargs)
             )
@@ -40,13 +41,32 @@ def set_value(program: Program, node: fx.Node) -> None:
     node.meta["val"] = value
 
 
-def fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """The tensor's fake under `mode`, all sizes fixed, on the device where activations live."""
+def fake(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor's fake under `mode`, all sizes fixed; of one on the meta device, on `device`."""
+    if tensor.is_meta:
+        size, stride = tensor.size(), tensor.stride()
+        return torch.empty_strided(size, stride, dtype=tensor.dtype, device=device)
     return mode.from_tensor(tensor.detach(), static_shapes=True)
 
 
+class FixedSizes(Exception):
+    """A node of the model that cannot be computed from values of other sizes than it was made for.
+
+    Raised by `refresh` alone, so that it is told apart from a wrong node of a pass's own.
+    """
+
+    def __init__(self, node: fx.Node, cause: Exception) -> None:
+        first = next((t.strip() for t in str(cause).splitlines() if t.strip()), "")
+        super().__init__(f"`{node.name}`: {type(cause).__name__}: {first}"[:300])
+        self.node = node
+
+
 def refresh(program: Program) -> None:
-    """Recompute values downstream of nodes whose inputs changed, until shapes agree again."""
+    """Recompute values downstream of nodes whose inputs changed, until shapes agree again.
+
+    Raises:
+        FixedSizes: where an operation of the model does not take the new sizes.
+    """
     changed: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op in ("placeholder", "get_attr", "output"):
@@ -54,7 +74,12 @@ def refresh(program: Program) -> None:
         if not node.meta.pop("stale", False) and not changed.intersection(node.all_input_nodes):
             continue
         before = described(node.meta.get("val"))
-        set_value(program, node)
+        try:
+            set_value(program, node)
+        except (RuntimeError, IndexError, ValueError) as cause:
+            if node.op != "call_function":
+                raise
+            raise FixedSizes(node, cause) from cause
         if described(node.meta["val"]) != before:
             changed.add(node)
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 
 from peftc.spec.compose import Compose, Gate
 from peftc.spec.deltas import all_deltas
-from peftc.spec.deltas.base import DeltaOptions, Strict
+from peftc.spec.deltas.base import DeltaOptions, Said, Strict
 from peftc.spec.layers import FORMS, PATTERN, Layers
 from peftc.spec.one_of import OneOf, one_of
 
@@ -28,7 +28,7 @@ else:
 class ModuleGlob(Strict):
     """Modules of the model by path, with * for any part of it."""
 
-    module: str = Field(min_length=1, description="A glob over module paths.")
+    module: Annotated[str, Said] = Field(min_length=1, description="A glob over module paths.")
     end: Literal["output", "input"] = Field(
         "output", description="The value that the module gives, or the one that it alone reads."
     )

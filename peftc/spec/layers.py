@@ -10,6 +10,20 @@ FORM = r"(all|odd|even|\d{1,6}|\d{1,6}-\d{1,6}|(first|last) \d{1,6})"
 PATTERN = rf"{FORM}(, ?{FORM})*"
 
 
+MANY = 200  # layers: beyond, whether two choices ever meet is left to the model
+
+
+class ChoosesNothing(ValueError):
+    """A choice that is written in order and chooses nothing of any model.
+
+    `key` is the key that says it, where it is one of a mapping.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class Layers:
     """A choice of layers, written as text, a number or a list of numbers."""
 
@@ -18,6 +32,7 @@ class Layers:
 
         Raises:
             ValueError: for anything that is not one of the forms.
+            ChoosesNothing: for a range that ends before it begins, and for none from an end.
         """
         self.written = written
         if isinstance(written, list):
@@ -28,6 +43,12 @@ class Layers:
                 raise ValueError(f"layers are {FORMS}")
         elif not isinstance(written, str) or not re.fullmatch(PATTERN, written):
             raise ValueError(f"layers are {FORMS}")
+        for part in written.split(",") if isinstance(written, str) else ():
+            first, _, last = part.strip().partition("-")
+            if last and int(first) > int(last):
+                raise ChoosesNothing(f"`{part.strip()}` chooses no layer: {last}-{first} does")
+            if part.split()[-1].strip("0") == "" and not part.strip().isdigit():
+                raise ChoosesNothing(f"`{part.strip()}` chooses no layer")
 
     def select(self, count: int) -> tuple[int, ...]:
         """The chosen layers of a stack of `count`.
@@ -59,6 +80,25 @@ class Layers:
         if not chosen or max(chosen) >= count:
             raise ValueError(f"`layers: {w}` of a stack of {count} layers, 0 to {count - 1}")
         return tuple(chosen)
+
+    def can_meet(self, *others: Layers, without: Layers | None = None) -> bool:
+        """Whether some stack has a layer that this and all `others` choose, and not `without`.
+
+        Choices with large numbers are taken to.
+        """
+        choices = [self, *others, *([] if without is None else [without])]
+        numbers = [int(n) for c in choices for n in re.findall(r"\d+", c.text)]
+        if len(numbers) > MANY or any(n > MANY for n in numbers):
+            return True
+        for count in range(1, 2 * max(numbers, default=0) + 5):
+            try:
+                chosen = set.intersection(*(set(c.select(count)) for c in (self, *others)))
+                gone = set() if without is None else set(without.select(count))
+            except ValueError:
+                continue  # no stack of this size
+            if chosen - gone:
+                return True
+        return False
 
     def __or__(self, other: Layers) -> Layers:
         """The layers of either."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from peftc.spec.deltas import all_deltas
 from peftc.spec.deltas.base import DeltaOptions
 from peftc.spec.insertion import ROLES, Insertion
+from peftc.spec.sizes import Sizes
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 READS = {"sequential": ("h", "stream"), "parallel": ("x",)}  # what `reads` may add to `form`
@@ -98,3 +99,56 @@ def narrowing(insertion: Insertion) -> Iterator[Illegal]:
             yield Illegal("E010", ("without",), message, help=help)
         if insertion.stack != "any" and glob:
             yield Illegal("E010", ("stack",), f"`{name}` has no stacks to choose from")
+    yield from choosing_nothing(insertion)
+
+
+def choosing_nothing(insertion: Insertion) -> Iterator[Illegal]:
+    """`without` that leaves nothing of `layers`, and sizes of layers that are not chosen."""
+    layers, gone = insertion.layers, insertion.without
+    if not insertion.layered:
+        return
+    if gone is not None and not insertion.optional and not layers.can_meet(without=gone):
+        message = f"`layers: {layers.text}` without {gone.text} leaves no layer"
+        yield Illegal("E014", ("without",), message, help=("if that is meant: `optional: true`",))
+    for name, sizes in insertion.delta.options:
+        for key, part in sizes.parts.items() if isinstance(sizes, Sizes) else ():
+            if not part.can_meet(layers):
+                message = f"the size of `{key}` is for no layer that `{insertion.id}` stands in"
+                yield Illegal("E014", ("delta", insertion.delta.kind, name, key), message)
+
+
+def together(insert: Sequence[Insertion]) -> Iterator[tuple[int, Illegal]]:
+    """What is wrong with insertions beside one another, each with the number of the one to blame.
+
+    All prompts of a stack stand in one sequence: it is cut or not, and shows its padding or not.
+    What mixes tokens in front of a prompt would read the room that is kept for the prompt.
+    """
+    for stacks in (("any", "encoder"), ("decoder",)):  # of two stacks, `any` is the encoder
+        there = [(k, i) for k, i in enumerate(insert) if "embed.out" in i.at and i.stack in stacks]
+        prompts = [(k, i) for k, i in there if i.composition.kind == "prepend"]
+        for k, i in prompts[1:]:
+            first = prompts[0][1]
+            for name, value in first.composition.options:
+                own = getattr(i.composition.options, name)
+                if own != value:
+                    message = f"`{name}` of `{i.id}` and of `{first.id}` differ"
+                    help = ("both stand in one sequence: say the same at each",)
+                    yield k, Illegal("E015", ("compose",), message, help=help)
+        for k, i in there:
+            later = next((p for n, p in prompts if n > k), None)
+            if later is not None and mixes(i.delta.options):
+                message = f"`{i.id}` mixes tokens before the prompt `{later.id}` is there"
+                help = (f"put `{later.id}` before `{i.id}`",)
+                yield k, Illegal("E016", ("id",), message, help=help)
+
+
+def mixes(options: DeltaOptions) -> bool:
+    """Whether a delta reads neighbouring tokens."""
+    steps = list(getattr(options, "steps", ()))
+    while steps:
+        step = steps.pop()
+        if step.kind == "conv1d":
+            return True
+        if step.kind == "residual":
+            steps += step.options
+    return False

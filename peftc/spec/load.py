@@ -13,7 +13,7 @@ from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
 from peftc.spec.deltas import all_deltas
 from peftc.spec.find import find, source_of
 from peftc.spec.insertion import Insertion
-from peftc.spec.legal import illegal, narrowing
+from peftc.spec.legal import illegal, narrowing, together
 from peftc.spec.parse import VALUES, read_source
 from peftc.spec.problems import diagnostics, listed, near
 from peftc.spec.resolved import Spec
@@ -126,6 +126,10 @@ def resolve(
             places.append(k)
     if written is not None and len(parts) == len(set(places)):
         check_fold(written, insert, source, bad)
+    if None not in parts and not bad:
+        for n, wrong in together(insert):
+            span = source.span("insert", places[n], *wrong.where)
+            bad.append(Diagnostic(wrong.code, wrong.message, span, wrong.label, help=wrong.help))
     if bad or written is None:
         raise PeftcError(sorted(bad, key=lambda d: in_order(d, source)))
     if not for_task:
@@ -147,6 +151,10 @@ def check_fold(written: Written, insert: list[Insertion], source: Source, bad: M
     """Every id under `export.fold` is an insertion that can be merged: E004, E402."""
     if written.export is None or not isinstance(written.export.fold, list):
         return
+    if not written.export.fold:
+        help = ("`fold: none` merges nothing", "`fold: auto` merges what can be")
+        span = source.span("export", "fold")
+        bad.append(Diagnostic("E014", "`fold` names no insertion", span, help=help))
     known = {i.id: i for i in insert}
     for k, name in enumerate(written.export.fold):
         span = source.span("export", "fold", k)

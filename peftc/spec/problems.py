@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from peftc.diagnostics import MOST, Diagnostic
+from peftc.spec.layers import ChoosesNothing
 from peftc.spec.source import Source
 
 KINDS = {
@@ -98,6 +99,10 @@ def diagnostic(one: Any, where: tuple, source: Source, allowed: list[str]) -> Di
     elif kind != "value_error":
         text = re.sub(r"^(Input|List|String) should ", "must ", text)
         text = f"`{name}` {text}, not {shown(one['input'])}"
+    cause = one.get("ctx", {}).get("error")
+    if isinstance(cause, ChoosesNothing):
+        span = source.span(*where) if cause.key is None else source.key(*where, cause.key)
+        return Diagnostic("E014", text, span)
     return Diagnostic("E005", text, source.span(*where), help=help)
 
 

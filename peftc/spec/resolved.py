@@ -100,12 +100,7 @@ class Spec:
             )
         made = copy.copy(self)
         made.expect = None
-        made.insert = tuple(
-            i.model_copy(update={"without": i.without | gone if i.without else gone})
-            if i in chosen
-            else i
-            for i in self.insert
-        )
+        made.insert = tuple(less(i, gone) if i in chosen else i for i in self.insert)
         return made
 
     def __eq__(self, other: object) -> bool:
@@ -116,6 +111,13 @@ class Spec:
 
     def __repr__(self) -> str:
         return f"Spec({self.name!r}, {len(self.insert)} insertions)"
+
+
+def less(insertion: Insertion, gone: Layers) -> Insertion:
+    """An insertion without some layers; one that has none left is optional from then on."""
+    without = insertion.without | gone if insertion.without else gone
+    optional = insertion.optional or not insertion.layers.can_meet(without=without)
+    return insertion.model_copy(update={"without": without, "optional": optional})
 
 
 def plain(part: Any) -> dict[str, Any]:

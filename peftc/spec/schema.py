@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from peftc.spec.compose import Number
-from peftc.spec.deltas.base import Strict
+from peftc.spec.deltas.base import Said, Strict
 from peftc.spec.heads import Head
 from peftc.spec.insertion import SHARE, Insertion, LayersField, Share
 from peftc.spec.layers import FORMS
@@ -31,8 +31,10 @@ class Unfreeze(Strict):
     """Parameters of the model itself that are trained as well."""
 
     role: Literal["norm", "bias", "head", "embed"] | None = Field(None, description="By role.")
-    module: str | None = Field(None, description="By a glob over module paths.")
-    parameter: str | None = Field(None, description="By a glob over names in the state dict.")
+    module: Annotated[str, Said] | None = Field(None, description="By a glob over module paths.")
+    parameter: Annotated[str, Said] | None = Field(
+        None, description="By a glob over names in the state dict."
+    )
     optional: bool = Field(False, description="Whether matching nothing is fine.")
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
-from peftc.spec.layers import FORMS, PATTERN, Layers
+from peftc.spec.layers import FORMS, PATTERN, ChoosesNothing, Layers
 
 DEFAULT = "default"
 POSITIVE = {"type": "integer", "exclusiveMinimum": 0}
@@ -54,6 +54,8 @@ def form_of(key: str) -> Layers:
     """A key as a choice of layers."""
     try:
         return Layers(int(key) if key.isdigit() else key)
+    except ChoosesNothing as cause:
+        raise ChoosesNothing(str(cause), key) from cause
     except ValueError as cause:
         raise ValueError(f"`{key}` names no layers; they are {DEFAULT}, or {FORMS}") from cause
 

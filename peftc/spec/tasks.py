@@ -122,9 +122,11 @@ def variant_of(
 ) -> Variant | None:
     """What of an insertion is different for a task; None where it is as for all."""
     facts = type(i.delta.options)
-    # The graph splits by a length what is gated, and hides what stands inside the sequence.
+    # The graph splits by a length what is gated, hides what stands inside the sequence, and makes
+    # the mask of a cache for one length.
     gated = i.gate is not None and i.composition.kind == "attend"
     split = gated or getattr(i.delta.options, "before", None) is not None
+    split = split or getattr(i.delta.options, "mask", None) == "cached"
     allowed = () if split else facts.by_task or ()
     for name, value in said(own, *VARIED).items():
         if said(i, *VARIED).get(name) != value:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Task:
     kind: str
     labels: dict[str, int]  # empty where the labels are tokens
     name: str | None = None  # of several
+    longest: Mapping[str, int] = field(default_factory=dict)  # tokens that have a position
+
+    def within(self, length: int, axis: str = "sequence") -> int:
+        """`length`, or what the model has positions for where that is less."""
+        return min(length, self.longest.get(axis, length))
 
     @classmethod
     def of(cls, graph: Program, name: str | None = None) -> Task:
@@ -75,7 +81,7 @@ class Task:
         labels = {}
         if kind in ("ForSequenceClassification", "ForTokenClassification"):
             labels = {str(n): int(k) for k, n in signature.config.id2label.items()}
-        return cls(kind, labels, name)
+        return cls(kind, labels, name, signature.longest)
 
 
 def read_rows(
@@ -88,8 +94,9 @@ def read_rows(
 ) -> Rows:
     """Read and tokenise a JSON lines file for the graph's task, or for one of several.
 
-    Rows are read one at a time, and only their tokens are kept. Texts are cut at `length` tokens;
-    the contexts of questions come in windows of that length.
+    Rows are read one at a time, and only their tokens are kept. Texts are cut at `length` tokens,
+    or where the graph's positions end if that is earlier; the contexts of questions come in windows
+    of that length.
 
     Raises:
         PeftcError: E081 for a file that cannot be read, E082 for wrong rows, all at once.

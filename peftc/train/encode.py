@@ -14,6 +14,7 @@ TOKEN = 64  # characters of a text that are looked at first, a token
 
 def encode_sequence(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text, or a pair, and its label."""
+    length = task.within(length)
     texts = [part_of(row[k], tokenizer, length) for k in ("text", "text_pair") if k in row]
     found = with_tokens(tokenizer(*texts, truncation=True, max_length=length))
     return {**found, "labels": label_number(row["label"], task)}
@@ -21,6 +22,7 @@ def encode_sequence(row: dict[str, Any], task: Task, tokenizer: Any, length: int
 
 def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """Words with tags: a word's first piece has its tag, the others do not count."""
+    length = task.within(length)
     every = [part_of(w, tokenizer, length) for w in row["tokens"]]
     words = part_of(every, tokenizer, length, is_split_into_words=True)
     tags = row["tags"][-len(words) :] if cuts_left(tokenizer) else row["tags"]
@@ -35,6 +37,7 @@ def encode_tokens(row: dict[str, Any], task: Task, tokenizer: Any, length: int) 
 
 def encode_text(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A text whose labels are its own tokens; the loss shifts them."""
+    length = task.within(length)
     text = part_of(row["text"], tokenizer, length)
     found = with_tokens(tokenizer(text, truncation=True, max_length=length))
     return {**found, "labels": list(found["input_ids"])}
@@ -42,9 +45,11 @@ def encode_text(row: dict[str, Any], task: Task, tokenizer: Any, length: int) ->
 
 def encode_pair(row: dict[str, Any], task: Task, tokenizer: Any, length: int) -> dict[str, Any]:
     """A source, and the target's tokens as labels."""
-    source, aim = (part_of(row[k], tokenizer, length) for k in ("source", "target"))
+    longest, length = task.within(length, "decoder_sequence"), task.within(length)
+    source = part_of(row["source"], tokenizer, length)
+    aim = part_of(row["target"], tokenizer, longest)
     found = with_tokens(tokenizer(source, truncation=True, max_length=length))
-    target = with_tokens(tokenizer(text_target=aim, truncation=True, max_length=length))
+    target = with_tokens(tokenizer(text_target=aim, truncation=True, max_length=longest))
     return {**found, "labels": list(target["input_ids"])}
 
 
@@ -90,6 +95,7 @@ def encode_question(
     Raises:
         WrongRow: for a question that leaves the context no room.
     """
+    length = task.within(length)
     room = length - len(tokenizer(row["question"], "")["input_ids"])
     if room < 2:
         message = f"the question `{row['question'][:40]}` leaves its context no room in {length}"

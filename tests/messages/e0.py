@@ -260,6 +260,54 @@ def _(here: Here):
     here.check(HEAD + tasks + AT.removeprefix(HEAD) + "    delta: {bottleneck: {dim: $dim}}\n")
 
 
+@case("E014", "a range of layers that ends before it begins")
+def _(here: Here):
+    here.check(ONE + "    layers: 0, 5-2\n")
+
+
+@case("E014", "the first none")
+def _(here: Here):
+    here.check(ONE + "    layers: first 0\n")
+
+
+@case("E014", "layers without all of them")
+def _(here: Here):
+    here.check(ONE + "    layers: last 2\n    without: last 4\n")
+
+
+@case("E014", "sizes of no layers")
+def _(here: Here):
+    here.check(ONE.replace("dim: 8", "dim: {default: 8, 3-1: 4}"))
+
+
+@case("E014", "a size where nothing stands")
+def _(here: Here):
+    here.check(ONE.replace("dim: 8", "dim: {default: 8, 5-7: 4}") + "    layers: 0-3\n")
+
+
+@case("E014", "a blank name")
+def _(here: Here):
+    here.check(HEAD + 'unfreeze: [{parameter: " "}]\n')
+
+
+PROMPTS = (
+    HEAD + "insert:\n"
+    "  - {id: p, at: embed.out, delta: {prompt: {tokens: 4}}}\n"
+    "  - {id: q, at: embed.out, delta: {prompt: {tokens: 3}}"
+)
+
+
+@case("E015", "two prompts, one of them cut from the outputs")
+def _(here: Here):
+    here.check(PROMPTS + ", compose: {prepend: {trim: false}}}\n")
+
+
+@case("E016", "a convolution before a prompt")
+def _(here: Here):
+    conv = "id: m, at: embed.out, delta: {pipe: [{residual: [{conv1d: {kernel: 3}}]}]}"
+    here.check(PROMPTS.replace("  - {id: q", f"  - {{{conv}}}\n  - {{id: q") + "}\n")
+
+
 def train(here: Here, rows: str) -> None:
     """Train ./out on rows."""
     here.artifact()

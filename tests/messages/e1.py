@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import own_models
 import torch
 import zoo
 from messages.cases import Here, case
@@ -124,6 +125,31 @@ def _(here: Here):
     softmax.replace_input_with(softmax.args[0], step)
     program.recompile()
     peftc.apply("ptuning2", program)
+
+
+@case("E120", "a direction of weights whose rows are not one block")
+def _(here: Here):
+    model = own_models.OwnModel(own_models.OwnConfig("alibi, interleaved")).eval()
+    text = "peftc: 1\nname: n\ninsert:\n  - {id: a, at: attn.q, delta: {dora: {rank: 2}}}\n"
+    peftc.plan(here.write(text), capture(model))
+
+
+@case("E121", "a prompt that takes every position")
+def _(here: Here):
+    here.insert("at: embed.out\ndelta: {prompt: {tokens: 64}}")
+
+
+@case("E121", "prefixes that leave less than the graph's one length")
+def _(here: Here):
+    program = zoo.captured_once(zoo.model("gpt2", "base"), static_length=60)
+    peftc.plan(here.write("peftc: 1\nname: n\ninsert:\n  - {id: a, at: attn.kv, delta: "
+                          "{prefix: {tokens: 5}}}\n"), program)  # fmt: skip
+
+
+@case("E122", "a text longer than what a prefix leaves")
+def _(here: Here):
+    graph = peftc.apply("ptuning2", here.program, set={"tokens": 10})
+    graph(input_ids=torch.ones(1, 55, dtype=torch.long))
 
 
 @case("E112", "steps that do not end with the site's features")

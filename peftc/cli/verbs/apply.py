@@ -101,12 +101,17 @@ def apply(
     check(graph, applied, steps)
     write(graph, out, steps, force=force)
     counts = applied.plan["parameters"]
+    from peftc.cli.verbs.plan import text_limit
+
     if json:
-        emit({"ok": True, "out": str(out), "plan": applied.plan, "steps": steps.done})
+        emit({"ok": True, "out": str(out), "plan": applied.plan, "steps": steps.done,
+              "longest": dict(applied.made.longest)})  # fmt: skip
         return
     list_files(out)
     whole = counts["base"] + counts["inserted"]
     say(f"trainable {counts['trainable']:,} of {whole:,} parameters")
+    if text := text_limit(applied.made):
+        say(text)
     ways = [training(graph, out, trust=trust), exporting(out, trust)]
     hint(f"Next:  {'   or   '.join(w for w in ways if w)}")
 

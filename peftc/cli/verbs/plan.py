@@ -88,7 +88,9 @@ def plan(
     if json:
         from peftc.estimate import after_fold, needs
 
-        facts = {"needs": needs(made), "after_fold": after_fold(made)}
+        facts = {
+            "needs": needs(made), "after_fold": after_fold(made), "longest": dict(made.longest),
+        }  # fmt: skip
         emit({**made.to_json(), **facts, "written": [str(p) for p in written]})
         return
     print_plan(made, spec, model, all_sites)
@@ -149,6 +151,8 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
     )
     folds = f"   After fold: {'; '.join(after_fold(made))}." if after_fold(made) else ""
     say(f"Inputs and outputs: {ends(made)}.{folds}")
+    if text := text_limit(made):
+        say(text)
     needed = needs(made)
     say(
         f"Needs: RAM {size(needed['ram'])}, disk {size(needed['disk'])}, training about "
@@ -190,6 +194,17 @@ def ends(made: Any) -> str:
         if p.insertion.composition.kind == "prepend" and not p.insertion.composition.options.trim
     ]
     return f"outputs keep the tokens of {', '.join(longer)}" if longer else "unchanged"
+
+
+def text_limit(made: Any) -> str:
+    """The longest text that is left, where the spec takes positions from it."""
+    from peftc.longest import said, tokens_in_front
+
+    front = tokens_in_front(made.insertions, made.tasks)
+    if not front or not made.longest:
+        return ""
+    taken = ", ".join(f"{n}{' in the ' + s if s else ''}" for s, n in front.items())
+    return f"Longest text: {said(made.longest)}, behind {taken} inserted."
 
 
 def mlp_notes(made: Any) -> list[str]:

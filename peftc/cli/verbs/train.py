@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
+from peftc.cli.console import emit, note, progress, say
 from peftc.cli.next_step import command, flags
 from peftc.cli.options import ArtifactArgument, Json, Trust, assignments
 from peftc.diagnostics import error
@@ -150,6 +150,7 @@ def job(
     from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.verbs.verify import load_quietly
+    from peftc.longest import said
     from peftc.train import Rows, evaluate, read_rows
     from peftc.train import train as train_graph
     from peftc.train.loop import checkpoints
@@ -158,6 +159,9 @@ def job(
     with progress(f"loading {start}"):
         graph = load_quietly(start, model, device, trust=trust)
         tokenizer = load_tokenizer(model or graph.meta[APPLIED].reference)
+    if any(n < settings.length for n in graph.signature.longest.values()):
+        note(f"texts are cut at {said(graph.signature.longest)}: the model has positions for no "
+             f"more (`--length` is {settings.length})")  # fmt: skip
     found = {
         k: Rows([
             row

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
+from peftc.spec.layers import ChoosesNothing
 from peftc.spec.sizes import Sizes
 
 Activation = Literal[
     "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity"
 ]
+
+
+def not_blank(value: str, info: ValidationInfo) -> str:
+    """A text that says something.
+
+    Raises:
+        ChoosesNothing: for blanks alone.
+    """
+    if not value.strip():
+        raise ChoosesNothing(f"`{info.field_name}` is blank, so it names nothing")
+    return value
+
+
+Said = AfterValidator(not_blank)
 
 
 class Strict(BaseModel):

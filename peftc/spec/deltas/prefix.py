@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftc.spec.deltas.base import Activation, DeltaOptions, Strict
+from peftc.spec.deltas.base import Activation, DeltaOptions, Said, Strict
 from peftc.spec.one_of import Bare, OneOf
 
 
@@ -25,7 +25,7 @@ class PrefixInit(OneOf):
 
     normal: Bare | None = Field(None, description="N(0, 0.02).")
     zeros: Bare | None = Field(None, description="Zeros.")
-    text: Annotated[str, Field(min_length=1)] | None = Field(
+    text: Annotated[str, Field(min_length=1), Said] | None = Field(
         None,
         description="The model's own keys and values for these words, repeated or cut to `tokens` "
         "tokens, at positions 0 and on.",

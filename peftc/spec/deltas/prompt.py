@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from peftc.spec.deltas.base import DeltaOptions, Strict
+from peftc.spec.deltas.base import DeltaOptions, Said, Strict
 from peftc.spec.deltas.prefix import IDS, Reparam
 from peftc.spec.one_of import Bare, OneOf
 
@@ -39,7 +39,7 @@ class PromptInit(OneOf):
         None,
         description="Embeddings of the class labels, averaged over their pieces, then as `vocab`.",
     )
-    text: Annotated[str, Field(min_length=1)] | None = Field(
+    text: Annotated[str, Field(min_length=1), Said] | None = Field(
         None, description="Embeddings of these words, repeated or cut to `tokens` tokens."
     )
     ids: IDS | None = Field(None, description="As text, given as token ids.")
