@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program, attribute
 from peftc.passes.base import Keeps, Pass, add_module, after, call, call_module, pieces
@@ -73,7 +73,7 @@ class FoldScale(Pass):
             return
         width: int = node.meta["val"].shape[-1]
         kept = Vector(width)
-        kept.l.data = (1 - g).expand(width).clone()
+        kept.l = nn.Parameter((1 - g).expand(width).clone())
         add_module(program, f"{target}_keep", kept)
         with after(h, delta):
             vector = call_module(program, f"{target}_keep", (), path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peftc.build import build_gates, build_pieces, queries_of
 from peftc.capture.program import attribute
@@ -23,9 +26,13 @@ from peftc.planned import Plan, Planned
 from peftc.words import plain_token
 
 
-def passes_of(plan: Plan, seed: int) -> list[Pass]:
-    """The passes that carry out `plan`, with pieces drawn under `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
+def passes_of(plan: Plan, seed: int, *, numbers: bool = True) -> list[Pass]:
+    """The passes that carry out `plan`, with pieces drawn under `seed` alone.
+
+    Without `numbers` the pieces take no memory: enough to see what the passes make of the graph.
+    """
+    where = nullcontext() if numbers else torch.device("meta")
+    with torch.random.fork_rng(devices=[]), where:
         torch.manual_seed(seed)
         passes = [p for planned in plan.insertions for p in passes_for(planned, plan)]
         heads = [(h.task, h.options, h.reads, h.build()) for h in plan.heads]
@@ -144,4 +151,18 @@ def move(pieces: list[nn.Module], planned: Planned) -> None:
 def put(piece: nn.Module, node: fx.Node) -> None:
     """Put a module where a node's value lives, in its dtype."""
     value = node.meta["val"]
-    piece.to(device=value.device, dtype=value.dtype)
+    if any(p.is_meta for p in piece.parameters()):
+        imagine(piece, value)
+    else:
+        piece.to(device=value.device, dtype=value.dtype)
+
+
+def imagine(piece: nn.Module, value: Tensor) -> None:
+    """Let a module's meta tensors be fake ones, as if they were where `value` is, in its dtype."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in piece.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                made = torch.empty(p.shape, dtype=value.dtype, device=value.device)
+                setattr(module, name, nn.Parameter(made))
+            for name, b in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=value.device))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
+from peftc.cli.console import complain, emit, progress, say
 from peftc.cli.options import ArtifactArgument, Force, Json, Only, Trust, Without
 from peftc.cli.verbs.verify import print_report
 
@@ -27,7 +28,7 @@ def export(
         Path | None,
         typer.Option("-o", "--out", metavar="OUT", help="Where to; DIR/FORMAT if left out."),
     ] = None,
-    fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
+    fold: Annotated[str, typer.Option(help="auto (as the spec says), unmerged, none.")] = "auto",
     task: Annotated[str | None, typer.Option(help="Of several tasks, only this one.")] = None,
     weights: Annotated[
         str | None,
@@ -92,6 +93,7 @@ def export(
                 "ok": report is None or report.ok,
                 "out": str(exported.folder),
                 "export": dict(exported.facts),
+                "notes": [n.to_json() for n in exported.notes],
                 "verify": report.to_json() if report else None,
             }
         )
@@ -101,12 +103,27 @@ def export(
             path = exported.folder / file
             linked = "  linked" if path.stat().st_nlink > 1 else ""
             say(f"   {file:<20}{path.stat().st_size:>16,} bytes{linked}")
+        for line in folded(exported.facts):
+            say(f"   {line}")
+        if exported.notes:
+            complain(exported.notes)
         if report:
             print_report(report)
         elif unchecked:
             say(unchecked)
     if report is not None and not report.ok:
         raise typer.Exit(6)
+
+
+def folded(facts: Mapping[str, Any]) -> list[str]:
+    """What of the insertions was merged into weights, and what was to be and is not, as lines."""
+    lines = [f"merged into the weights: {', '.join(facts['merged'])}"] if facts["merged"] else []
+    if facts["merge"]:
+        lines += [
+            f"apart: {name} at {one['sites']} of {one['of']} sites: {one['why']}"
+            for name, one in facts["apart"].items()
+        ]
+    return lines
 
 
 def runs_here(exported: Any) -> bool:
