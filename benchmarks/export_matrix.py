@@ -149,7 +149,7 @@ def case(base: Any, method: str, kind: str, home: Path, bases: dict[str, int]) -
 
     import peftc
     from peftc.backends import backend
-    from peftc.backends.export import folded_for
+    from peftc.backends.export import folded_for, merged
     from peftc.diagnostics import PeftcError
 
     spec, settings, fold = METHODS[method]
@@ -174,7 +174,7 @@ def case(base: Any, method: str, kind: str, home: Path, bases: dict[str, int]) -
         return result
     if "nodes" not in bases:
         bases["nodes"] = nodes_of(peftc.export(base, kind, home / "base"))
-    program = folded_for(graph, backend(kind), fold)
+    program = folded_for(graph, backend(kind), fold, merged(graph, backend(kind), fold))
     values = values_at(graph, BATCH, LENGTH)
     before = flops.flops(base, values)
     return {

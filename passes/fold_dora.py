@@ -2,72 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program
-from peftc.passes.base import Keeps, Pass, chosen, pieces
-from peftc.passes.fold_low_rank import Summed, change_rows, summed
+from peftc.passes.composed import composed, made_by
+from peftc.passes.fold_low_rank import by_row, change_rows
+from peftc.passes.folding import Pattern
 from peftc.pieces.dora import Dora
 
-aten = torch.ops.aten
 
+class MergeDora(Pattern):
+    """%h = linear(%x, %W, %b); add(%h, dora(%x, %h, %W, %b), alpha=f) -> linear(%x, %W', %b).
 
-@dataclass
-class FoldDora(Pass):
-    """Merges every update whose own frozen linear makes the value it is added to.
-
-    %h = linear(%x, %W, %b); %d = dora(%x, %h, %W, %b); add(%h, %d)  ->  linear(%x, %W', %b)
-
-    An update is left as it is where anything else reads the rows of %W that it would change.
+    W' = W + f (r (W + s B A) - W), which is r (W + s B A) for f = 1. An update is left as it is
+    where anything else reads the rows of %W that it would change: its norm is of these as they are.
     """
 
-    keeps: ClassVar[Keeps] = Keeps.OUTPUTS
-    only: Collection[str] | None = None  # ids of insertions; None for all
+    piece: ClassVar[type[nn.Module]] = Dora
 
-    def run(self, program: Program) -> None:
-        """Merge, and let the readers of each sum read the linear again."""
-        for node, module in pieces(program, Dora):
-            if len(node.users) == 1 and chosen(node, self.only):
-                merge(program, node, module)
-        program.graph.eliminate_dead_code()
-        program.delete_all_unused_submodules()
-
-
-def merge(program: Program, piece: fx.Node, module: Dora) -> None:
-    """Merge one update where that keeps the outputs."""
-    found = summed(piece, module)
-    if found is None or found.add.kwargs or not alone(piece, found):
-        return
-
-    def merged(weight: Tensor, some: slice) -> Tensor:
-        return module.ratio(weight, some)[:, None] * module.direction(weight, some)
-
-    change_rows(program, found.linear, found.rows, merged)
-    found.add.replace_all_uses_with(found.base)
-
-
-def alone(piece: fx.Node, found: Summed) -> bool:
-    """Whether nothing but its linear and the update itself reads the rows of the weight."""
-    linear = found.linear
-    size: int = linear.weight.meta["val"].shape[linear.transposed]
-    own = range(size)[found.rows]
-    for node in linear.other_readers:
-        reader, rows = reader_of(node, range(size))
-        apart = rows.stop <= own.start or own.stop <= rows.start
-        if reader is not piece and reader.users and not apart:
+    def merge(self, program: Program, node: fx.Node, module: Dora) -> bool:
+        """Merge one update where that keeps the outputs."""
+        found = composed(program, node)
+        made = None if found is None or found.multiplies else made_by(found)
+        if found is None or made is None or made.linear.x is not node.args[0]:
             return False
-    return len(linear.weight.users) == 1
+        if not made.weight_is_free(node):
+            return False
+        factor = found.factor
 
+        def merged(weight: Tensor, some: slice) -> Tensor:
+            whole = module.ratio(weight, some)[:, None] * module.direction(weight, some)
+            if factor.dim() == 0 and factor == 1:
+                return whole
+            return weight + by_row(factor, weight, some) * (whole - weight)
 
-def reader_of(weight: fx.Node, rows: range) -> tuple[fx.Node, range]:
-    """What reads a weight, past its turning and slicing, and which output features of it."""
-    reader = next(iter(weight.users), weight)
-    if reader.target is aten.slice.Tensor:
-        _, _, start, stop = reader.args
-        return reader_of(reader, rows[start:stop])  # type: ignore[misc]
-    return reader_of(reader, rows) if reader.target is aten.t.default else (reader, rows)
+        linear = made.linear
+        change_rows(program, linear.weight, made.rows, merged, transposed=linear.transposed)
+        found.replace()
+        return True

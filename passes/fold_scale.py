@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from peftc.capture.piece_name import Part, piece_name
 from peftc.capture.program import Program, attribute
@@ -75,7 +75,7 @@ class FoldScale(Pass):
             return
         width: int = node.meta["val"].shape[-1]
         kept = Vector(width)
-        kept.l.data = (1 - g).expand(width).clone()
+        kept.l = nn.Parameter((1 - g).expand(width).clone())
         target = str(name.of(Part.KEPT))
         add_module(program, target, kept)
         with after(h, delta):

@@ -1,72 +1,90 @@
-"""l * (W x + b)  ->  (l W) x + l b, and W (l * x)  ->  (W l) x: vectors merged into weights."""
+"""l (W x + b)  ->  (l W) x + l b, W (l x)  ->  (W l) x, W x + b + l  ->  W x + (b + l)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from peftc.capture.program import Program
-from peftc.passes.base import Keeps, Pass, change, chosen, pieces
-from peftc.passes.linears import linear_of, maker_of
+from peftc.passes.composed import Composed, composed, made_by
+from peftc.passes.fold_low_rank import change_rows
+from peftc.passes.folding import Pattern
+from peftc.passes.linears import Linear, linear_of
 from peftc.pieces.vector import Vector
 
 aten = torch.ops.aten
 
 
-@dataclass
-class FoldVector(Pass):
-    """Merges every scaling vector that a frozen linear makes, or alone reads.
+class MergeVector(Pattern):
+    """A vector that scales what a frozen linear makes or alone reads, or is added to the former.
 
-    Left as it is where a weight is shared, or no linear stands next to the product.
+    Left as it is where a weight is shared, where no linear stands next to a product, and where
+    the linear beneath a sum has no bias.
     """
 
-    keeps: ClassVar[Keeps] = Keeps.OUTPUTS
-    only: Collection[str] | None = None  # ids of insertions; None for all
+    piece: ClassVar[type[nn.Module]] = Vector
 
-    def run(self, program: Program) -> None:
-        """Merge, and let the readers of each product read what was scaled."""
-        for node, module in pieces(program, Vector):
-            product = next(iter(node.users))
-            skipped = len(node.users) != 1 or not chosen(node, self.only)
-            if product.target is not aten.mul.Tensor or skipped:
-                continue
-            if merge(program, product, module.l.detach()):
-                product.replace_all_uses_with(product.args[0])  # type: ignore[arg-type]
-        program.graph.eliminate_dead_code()
-        program.delete_all_unused_submodules()
+    def merge(self, program: Program, node: fx.Node, module: Vector) -> bool:
+        """Merge one vector where that keeps the outputs."""
+        found = composed(program, node)
+        if found is None:
+            return False
+        vector = module.l.detach() * found.factor.to(module.l)
+        if found.multiplies:
+            done = scale_maker(program, found, vector) or scale_reader(program, found, vector)
+        else:
+            done = add_to_bias(program, found, vector)
+        if done:
+            found.replace()
+        return done
 
 
-def merge(program: Program, product: fx.Node, vector: torch.Tensor) -> bool:
-    """Whether `vector` could be merged into a weight next to the product."""
-    h = product.args[0]
-    if not isinstance(h, fx.Node) or len(h.users) != 1:
-        return merge_into_reader(program, product, vector)
-    maker = maker_of(h)
-    if maker is None or not maker[0].alone:
-        return merge_into_reader(program, product, vector)
-    made_by, rows = maker
-    if made_by.bias is not None and len(made_by.bias.users) != 1:
+def add_to_bias(program: Program, found: Composed, vector: Tensor) -> bool:
+    """Whether a vector that is added could be merged into the bias beneath it."""
+    made = made_by(found)
+    if made is None or made.linear.bias is None or not made.bias_is_free(found.piece):
         return False
-    scale(program, made_by.weight, vector, rows, column=made_by.transposed)
-    if made_by.bias is not None:
-        scale(program, made_by.bias, vector, rows, column=True)
+    bias = made.linear.bias
+    change_rows(program, bias, made.rows, lambda b, some: b + vector[some].to(b))
     return True
 
 
-def merge_into_reader(program: Program, product: fx.Node, vector: torch.Tensor) -> bool:
-    """Whether `vector` could be merged into the linear that alone reads the product."""
-    read_by = only_linear_reader(product)
-    if read_by is None or not read_by.alone:
+def scale_maker(program: Program, found: Composed, vector: Tensor) -> bool:
+    """Whether a vector could be merged into the linear that makes what it scales."""
+    made = made_by(found)
+    if made is None or not made.weight_is_free(found.piece):
         return False
-    scale(program, read_by.weight, vector, slice(None), column=not read_by.transposed)
+    bias = made.linear.bias
+    if bias is not None:
+        if not made.bias_is_free(found.piece):
+            return False
+        change_rows(program, bias, made.rows, lambda b, some: b * vector[some].to(b))
+    scale(program, made.linear, vector, made.rows, outputs=True)
     return True
 
 
-def only_linear_reader(node: fx.Node):
+def scale_reader(program: Program, found: Composed, vector: Tensor) -> bool:
+    """Whether a vector could be merged into the linear that alone reads what it scales."""
+    linear = only_linear_reader(found.total)
+    if linear is None or not linear.alone or found.rows is not None:
+        return False
+    scale(program, linear, vector, torch.arange(len(vector)), outputs=False)
+    return True
+
+
+def scale(program: Program, linear: Linear, vector: Tensor, rows: Tensor, *, outputs: bool) -> None:
+    """W[rows] *= vector, by its output features or by its input features."""
+
+    def scaled(weight: Tensor, some: slice) -> Tensor:
+        return weight * vector[some, None].to(weight)
+
+    transposed = linear.transposed if outputs else not linear.transposed
+    change_rows(program, linear.weight, rows, scaled, transposed=transposed)
+
+
+def only_linear_reader(node: fx.Node) -> Linear | None:
     """The linear that alone reads `node`, or None."""
     if len(node.users) != 1:
         return None
@@ -76,16 +94,3 @@ def only_linear_reader(node: fx.Node):
         reader = next(iter(reader.users)) if len(reader.users) == 1 else reader
     linear = linear_of(reader)
     return linear if linear is not None and linear.x is node else None
-
-
-def scale(
-    program: Program, weight: fx.Node, factor: torch.Tensor, part: slice, *, column: bool
-) -> None:
-    """weight[..., part] (its columns) or weight[part] (its rows) times factor, in a copy."""
-
-    def scaled(value: torch.Tensor) -> torch.Tensor:
-        view = value if column else value.T
-        view[..., part] *= factor.to(value.dtype)
-        return value
-
-    change(program, str(weight.target), scaled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +26,27 @@ class Linear:
     @property
     def alone(self) -> bool:
         """Whether no other node reads the weight."""
-        return len(self.weight.users) == 1 and not self.other_readers
+        return len(self.weight.users) == 1 and parameter_readers(self.weight) == [self.weight]
 
-    @property
-    def other_readers(self) -> list[fx.Node]:
-        """Other nodes that stand for the same weight."""
-        same = self.node.graph.find_nodes(op="get_attr", target=self.weight.target)
-        return [n for n in same if n is not self.weight]
+
+def parameter_readers(node: fx.Node) -> list[fx.Node]:
+    """Every node that stands for the same parameter as `node` does, itself among them."""
+    return list(node.graph.find_nodes(op="get_attr", target=node.target))
+
+
+def narrowed(value: fx.Node, rows: range, axis: int) -> Iterator[tuple[fx.Node, range]]:
+    """What reads a parameter, past its transposition and slicing, and which features of it.
+
+    The features lie along `axis` of `value`.
+    """
+    for reader in value.users:
+        if reader.target is aten.t.default:
+            yield from narrowed(reader, rows, 1 - axis)
+        elif reader.target is aten.slice.Tensor and reader.args[1:2] == (axis,):
+            _, _, start, stop = reader.args
+            yield from narrowed(reader, rows[start:stop], axis)  # type: ignore[misc]
+        else:
+            yield reader, rows
 
 
 def linear_of(node: fx.Node) -> Linear | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftc.merging import Outcome
 
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 RUNTIME = 450_000_000  # Python, torch and transformers themselves
@@ -74,31 +77,39 @@ def known(dim: Any, sizes: Mapping[str, int], other: int) -> int:
     return max(1, int(expression.subs(values)))
 
 
-def after_fold(plan: Any) -> list[str]:
+def after_fold(plan: Any, outcomes: Sequence[Outcome]) -> list[str]:
     """What an export keeps of the insertions that fold, in words: one entry an insertion."""
     lines = []
-    wanted = plan.spec.export.fold if plan.spec.export else "auto"
-    for p in plan.insertions:
-        kept = kept_values(p)
-        if kept is not None and (wanted == "auto" or "reparam" in wanted):
-            kind = p.insertion.delta.kind
-            dropped = short(p.parameters - kept)
-            lines.append(f"{kept:,} {kind} values kept, MLP dropped (-{dropped})")
-        elif p.insertion.merges and (wanted == "auto" or p.insertion.id in wanted):
-            lines.append(f"{p.insertion.id} merged (-{short(p.parameters)})")
+    for p, o in matched(plan, outcomes):
+        if o.merged:
+            lines.append(f"{o.id} merged (-{short(p.parameters)})")
+        elif o.left < o.sites:
+            lines.append(f"{o.id} merged at {o.sites - o.left} of {o.sites} sites")
+        elif o.kept < o.numbers:
+            kind, dropped = p.insertion.delta.kind, short(o.numbers - o.kept)
+            lines.append(f"{o.kept:,} {kind} values kept, {network(p)} dropped (-{dropped})")
     return lines
 
 
-def kept_values(planned: Any) -> int | None:
-    """The numbers of a prefix or prompt that are left without its MLP; None where it has none."""
-    options = planned.insertion.delta.options
-    if getattr(options, "reparam", None) is None:
-        return None
-    return sum(
-        options.tokens
-        * (p.kv_heads * (p.head_dim + p.value_dim) if hasattr(p, "kv_heads") else p.width)
-        for p in planned.places
-    )
+def dropped_networks(plan: Any, outcomes: Sequence[Outcome]) -> list[str]:
+    """The parameters that an export does not have, since what they compute is stored instead."""
+    return [
+        f"{short(o.numbers - o.kept)} of the new parameters are the {network(p)} of `{o.id}`; "
+        "it is folded away on export"
+        for p, o in matched(plan, outcomes)
+        if o.left == o.sites and o.kept < o.numbers
+    ]
+
+
+def matched(plan: Any, outcomes: Sequence[Outcome]) -> list[tuple[Any, Outcome]]:
+    """Each insertion of a plan, with what folding will make of it."""
+    found = {o.id: o for o in outcomes}
+    return [(p, found[p.insertion.id]) for p in plan.insertions if p.insertion.id in found]
+
+
+def network(planned: Any) -> str:
+    """What makes a prefix or a prompt while training."""
+    return "encoder" if getattr(planned.insertion.delta.options, "encoder", None) else "MLP"
 
 
 def short(count: int) -> str:

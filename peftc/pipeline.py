@@ -14,12 +14,10 @@ from peftc.diagnostics import PeftcError, error
 from peftc.machine import machine_error
 from peftc.passes.base import DEFERRED, Keeps, Pass
 from peftc.passes.drop_dropout import DropDropout
-from peftc.passes.fold_dora import FoldDora
-from peftc.passes.fold_low_rank import FoldLowRank
 from peftc.passes.fold_prefix import FoldPrefix
 from peftc.passes.fold_reparam import FoldReparam
 from peftc.passes.fold_scale import FoldScale
-from peftc.passes.fold_vector import FoldVector
+from peftc.passes.folding import Merge
 from peftc.passes.select_task import SelectTask
 from peftc.planned import Plan
 from peftc.schedule import passes_of
@@ -163,13 +161,22 @@ def fold(
     change have storage of their own, or with `deferred` wait in the copy's meta.
     """
     folded = program.clone(pieces=True)
+    return folded, fold_in_place(folded, merge=merge, constants=constants, deferred=deferred)
+
+
+def fold_in_place(
+    program: Program,
+    *,
+    merge: bool | Collection[str] = True,
+    constants: bool = True,
+    deferred: bool = False,
+) -> list[Report]:
+    """As `fold`, on `program` itself and its pieces."""
     if deferred:
-        folded.meta[DEFERRED] = {}
+        program.meta[DEFERRED] = {}
     passes: list[Pass] = [DropDropout(), FoldReparam()]
     if constants:
         passes += [FoldPrefix(), FoldScale()]
     if merge:
-        only = None if merge is True else merge
-        # Twice: a vector may stand on an update's sum, and an update on a scaled linear.
-        passes += [FoldDora(only), FoldLowRank(only), FoldVector(only), FoldLowRank(only)]
-    return folded, run(folded, passes)
+        passes.append(Merge(None if merge is True else merge))
+    return run(program, passes)

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import pytest
+import task_specs
 import torch
 import zoo
 
 import peftc
-from peftc.estimate import activations, after_fold, kept_values, needs, short
+from peftc.estimate import activations, after_fold, needs, short
+from peftc.merging import foreseen, wanted
 from peftc.pipeline import fold
 
 
-@pytest.mark.parametrize("spec", ["prefix", "ptuning", "unipelt"])
-def test_what_is_kept_without_the_mlp_is_what_folding_leaves(spec):
-    plan = peftc.plan(spec, zoo.captured("bert"))
-    kept = {p.insertion.id: kept_values(p) for p in plan.insertions}
-    folded = fold(peftc.apply(spec, zoo.captured("bert")))[0]
-    for ident, count in kept.items():
-        if count is not None:
-            left = sum(
-                p.numel()
-                for n, p in (*folded.named_parameters(), *folded.named_buffers())
-                if n.startswith(f"peft.{ident}.") and "_gate" not in n
-            )
-            assert left == count, ident
+def said(spec, kind="bert"):
+    plan = peftc.plan(spec, zoo.captured(kind))
+    return after_fold(plan, foreseen(plan))
 
 
-def test_merged_insertions_are_said_only_where_they_fold():
-    assert after_fold(peftc.plan("lora", zoo.captured("bert"))) == ["qv merged (-2.3k)"]
+@pytest.mark.parametrize("kind", ["bert", "llama"])  # llama repeats keys and values over heads
+@pytest.mark.parametrize("spec", ["prefix", "ptuning", "unipelt", "combined"])
+def test_what_a_plan_says_is_kept_is_what_folding_leaves(spec, kind):
+    plan = peftc.plan(spec, zoo.captured(kind))
+    folded = fold(peftc.apply(spec, zoo.captured(kind)), merge=wanted(plan.spec))[0]
+    found = foreseen(plan)
+    assert {o.id for o in found} == {i.id for i in plan.spec.insert}
+    for o in found:
+        left = sum(
+            p.numel()
+            for n, p in (*folded.named_parameters(), *folded.named_buffers())
+            if n.startswith(f"peft.{o.id}.") and "_gate" not in n
+        )
+        assert left == o.kept, o.id
+        assert o.merged == (left == 0)
+
+
+def test_what_goes_is_said_where_it_goes():
+    assert said("lora") == ["qv merged (-2.3k)"]
     kept = {**peftc.load_spec("lora").to_dict(), "export": {"fold": "none"}}
-    assert after_fold(peftc.plan(kept, zoo.captured("bert"))) == []
-    assert after_fold(peftc.plan("houlsby", zoo.captured("bert"))) == []
+    assert said(kept) == []
+    assert said("houlsby") == []
+    assert said("ptuning")[0].startswith("480 prompt values kept, encoder dropped (-")
+    assert "prefix values kept, MLP dropped (-" in said("prefix")[0]
+    per_task = task_specs.LORA
+    assert said(per_task) == []  # a bank serves them all
+    tied = {"low_rank": {"rank": 2}}
+    head = [{"id": "e", "at": ["embed.out", "attn.q"], "delta": tied}]
+    plan = peftc.plan({"peftc": 1, "name": "n", "insert": head}, zoo.captured("gpt2", "causal-lm"))
+    assert after_fold(plan, foreseen(plan)) == ["e merged at 3 of 4 sites"]
 
 
 @pytest.mark.parametrize("spec", ["houlsby", "lora"])

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.diagnostics import Diagnostic, error
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Exported:
     file: str
     files: tuple[str, ...]
     facts: Mapping[str, Any]
+    notes: tuple[Diagnostic, ...] = ()  # what is worth knowing of how it was made
 
 
 class Backend(ABC):

@@ -36,7 +36,9 @@ def first_difference(
     Of other formats the weights are compared: the node is the first that reads another one. So it
     is where an ONNX file makes one value of several nodes.
     """
-    program = folded_for(graph, backend(exported.kind), exported.facts["fold"])
+    fold = exported.facts["fold"]
+    merge = exported.facts.get("merge", fold == "auto")
+    program = folded_for(graph, backend(exported.kind), fold, merge)
     fill(program)
     flat = lowered(program)
     if exported.kind != "onnx":

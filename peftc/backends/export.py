@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftc.api import APPLIED, select_task
+from peftc.api import APPLIED, Applied, select_task
 from peftc.backends.base import Backend, Exported, backend
 from peftc.backends.facts import Facts
 from peftc.backends.triton import CONFIG, VERSION, check_layout, config
@@ -19,6 +19,7 @@ from peftc.capture.stored import StoredWeights, stored_of
 from peftc.diagnostics import error
 from peftc.files import FORMAT, check_intact, sha256
 from peftc.machine import check_disk
+from peftc.merging import Outcome, apart, insertions, outcomes, wanted
 from peftc.output.guard import check_free
 from peftc.output.recover import recovered
 from peftc.output.staging import staged
@@ -82,7 +83,9 @@ def export(
             help=("leave --fold out", "onnx and torchscript keep pieces apart"),
         )
     chosen = graph if task is None else select_task(graph, task)
-    program = folded_for(chosen, target, fold, deferred=target.streams)
+    merge = merged(graph, target, fold)
+    program = folded_for(chosen, target, fold, merge, deferred=target.streams)
+    became = outcomes(insertions(chosen), insertions(program))
     target.check(graph, program)
     stored = files_to_link(graph, target, weights, top)
     # A merged checkpoint is the whole base: also its shards, and weights the graph does not use.
@@ -110,6 +113,13 @@ def export(
             "file": file,
             "opset": opset,
             "fold": fold,
+            "merge": merge,
+            "merged": [o.id for o in became if o.merged],
+            "apart": {
+                o.id: {"sites": o.left, "of": o.sites, "why": why_apart(o, merge)}
+                for o in became
+                if o.left
+            },
             "device": next(program.parameters()).device.type,
             **({"task": task} if task is not None else {}),
             "dtype": str(next(program.parameters()).dtype).removeprefix("torch."),
@@ -127,7 +137,10 @@ def export(
             dtypes = [v.meta["val"].dtype for v in program.graph.output_node().args[0]]  # type: ignore[union-attr]
             text = config(kind, name, file, program.signature, dtypes)
             (partial / CONFIG).write_text(text, encoding="utf-8")
-    return Exported(top / VERSION if served else top, kind, file, (*facts["files"], FACTS), facts)
+    applied: Applied | None = graph.meta.get(APPLIED)
+    notes = apart(applied.spec, became) if applied is not None and merge else []
+    folder = top / VERSION if served else top
+    return Exported(folder, kind, file, (*facts["files"], FACTS), facts, tuple(notes))
 
 
 def written(program: Program, linked: Collection[str]) -> int:
@@ -170,20 +183,32 @@ def files_to_link(
     return stored
 
 
-def folded_for(graph: Program, target: Backend, fold: str, *, deferred: bool = False) -> Program:
+def folded_for(
+    graph: Program,
+    target: Backend,
+    fold: str,
+    merge: bool | Collection[str],
+    *,
+    deferred: bool = False,
+) -> Program:
     """The graph that a format writes: a folded copy of `graph`."""
-    merge = merged(graph, fold) if target.merges is None else target.merges
     constants = fold != "none" and target.merges is not False
     return folded(graph, merge=merge, constants=constants, deferred=deferred)[0]
 
 
-def merged(graph: Program, fold: str) -> bool | list[str]:
-    """What is to be merged: what the spec's `export.fold` says, for fold "auto"."""
-    if fold != "auto":
-        return False
-    applied = graph.meta.get(APPLIED)
-    wanted = applied.spec.export.fold if applied and applied.spec.export else "auto"
-    return wanted if isinstance(wanted, list) else wanted == "auto"
+def merged(graph: Program, target: Backend, fold: str) -> bool | list[str]:
+    """What is to be merged: what the format or the caller says, or for "auto" the spec."""
+    if target.merges is not None or fold != "auto":
+        return bool(target.merges)
+    applied: Applied | None = graph.meta.get(APPLIED)
+    return wanted(applied.spec if applied is not None else None)
+
+
+def why_apart(outcome: Outcome, merge: bool | Collection[str]) -> str:
+    """Why something of an insertion is left as it is."""
+    if isinstance(merge, bool):
+        return outcome.why if merge else "nothing is to be merged"
+    return outcome.why if outcome.id in merge else "the spec does not name it in `export.fold`"
 
 
 def described(end: Input | Output) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from peftc.api import Applied
 from peftc.backends.base import Backend
 from peftc.backends.weights import BASE, Source, write
 from peftc.capture.load import load_model
-from peftc.capture.piece_name import piece_name
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import Stored, StoredWeights
 from peftc.capture.weight_files import INDEX
 from peftc.diagnostics import error
+from peftc.merging import insertions
 from peftc.passes.base import settled
-from peftc.pieces.base import Piece
 
 # What a model folder holds beside its config and weights: the tokenizer's files and the like.
 COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -54,16 +53,12 @@ class Hf(Backend):
                 f"transformers has no {name} that `from_pretrained` could load",
                 help=("onnx and torchscript need none of its code",),
             )
-        left: dict[str, list[Any]] = {}
-        for node in program.graph.nodes:
-            name = piece_name(node.target) if node.op == "call_module" else None
-            if name is not None:
-                left.setdefault(name.insertion, []).append(attribute(program, str(node.target)))
+        left = insertions(program)
         if left:
             raise error(
                 "E411",
                 f"{', '.join(left)} cannot be merged into the model's weights",
-                notes=tuple(f"{k}: {len(v)} sites, {why_apart(v)}" for k, v in left.items()),
+                notes=tuple(f"{k}: {v.sites} sites, {v.why}" for k, v in left.items()),
                 help=("onnx and torchscript keep every piece",),
             )
 
@@ -86,11 +81,6 @@ class Hf(Backend):
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         return INDEX
-
-
-def why_apart(modules: list[Any]) -> str:
-    """Why what one insertion left in the graph is not merged."""
-    return next((m.why_apart for m in modules if isinstance(m, Piece)), Piece.why_apart)
 
 
 def sources_of(

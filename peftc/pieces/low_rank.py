@@ -22,7 +22,7 @@ class LowRank(Piece):
     """
 
     kind: ClassVar[str] = "low_rank"
-    why_apart: ClassVar[str] = "no linear beside it has a weight of its own"
+    why_apart: ClassVar[str] = "no weight beside it could take it up"
     looks_up: ClassVar[bool] = True
 
     def __init__(

@@ -18,7 +18,7 @@ class Vector(Piece):
     """
 
     kind: ClassVar[str] = "vector"
-    why_apart: ClassVar[str] = "no linear beside it has a weight of its own"
+    why_apart: ClassVar[str] = "no weight beside it could take it up"
     reads_input: ClassVar[bool] = False
 
     def __init__(self, width: int, *, init: str = "ones") -> None:

@@ -119,8 +119,9 @@ class Insertion(Strict):
 
     @property
     def merges(self) -> bool:
-        """Whether it has a merged form: no gate, no nonlinearity."""
-        return type(self.delta.options).merges and self.gate is None
+        """Whether it has a merged form: a linear function of the same input, with constants."""
+        constant = self.gate is None or self.gate.reads == "none"
+        return type(self.delta.options).merges and constant and self.reads in (None, "x")
 
     @property
     def gate(self) -> Any:

@@ -162,15 +162,24 @@ def check_fold(written: Written, insert: list[Insertion], source: Source, bad: M
             continue
         if name in known:
             merging = [n for n, o in all_deltas().items() if o.merges]
-            gated = "gated " if known[name].gate is not None else ""
-            message = f"`fold: [{name}]`: a {gated}{known[name].delta.kind} cannot be merged"
-            help = (f"only {', '.join(merging)} have a merged form, without a gate",)
+            message = f"`fold: [{name}]`: {unmerged(known[name])} cannot be merged"
+            help = (f"only {', '.join(merging)} have a merged form; no gate of theirs may read, "
+                    "and an update reads what the linear reads",)  # fmt: skip
             bad.append(Diagnostic("E402", message, span, help=help))
         else:
             help = [f"did you mean `{n}`?" for n in near(name, known)]
             help.append(f"insertions: {listed(known)}; or reparam")
             message = f"`{name}` is no insertion of this spec"
             bad.append(Diagnostic("E004", message, span, help=tuple(help)))
+
+
+def unmerged(insertion: Insertion) -> str:
+    """An insertion that has no merged form, in words."""
+    kind, gate = insertion.delta.kind, insertion.gate
+    if gate is not None and gate.reads != "none":
+        return f"a {kind} behind a gate that reads"
+    sequential = type(insertion.delta.options).merges
+    return f"a {kind} that reads {insertion.reads}" if sequential else f"a {kind}"
 
 
 def entry_of(entry: Any, k: int, source: Source, bad: Mistakes) -> Insertion | Use | None:

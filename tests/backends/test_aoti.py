@@ -75,7 +75,7 @@ def test_pieces_of_another_export_are_swapped_in_and_out(made, tmp_path):
     changed = graph.clone(pieces=True)
     for _, tensor in changed.peft_parameters():
         tensor.data = tensor.data * 1.5 + 0.1
-    folded = folded_for(changed, backend("aoti"), "unmerged")
+    folded = folded_for(changed, backend("aoti"), "unmerged", False)
     stored = load_file(exported.folder / "peft.safetensors")
     own = dict(folded.named_parameters())
     tensors = {n: own[n].detach() if n.startswith("peft.") else t for n, t in stored.items()}

@@ -37,6 +37,23 @@ def _(here: Here):
     here.check(ONE + "export: {fold: [a]}\n")
 
 
+@case("E402", "merging what stands behind a gate that reads")
+def _(here: Here):
+    here.check(
+        "peftc: 1\nname: n\ninsert:\n  - id: a\n    at: attn.q\n"
+        "    delta: {low_rank: {rank: 2}}\n    compose: {add: {gate: {reads: x}}}\n"
+        "export: {fold: [a]}\n"
+    )
+
+
+@case("E402", "merging an update that reads what it changes")
+def _(here: Here):
+    here.check(
+        "peftc: 1\nname: n\ninsert:\n  - id: a\n    at: attn.q\n    form: sequential\n"
+        "    delta: {low_rank: {rank: 2}}\nexport: {fold: [a]}\n"
+    )
+
+
 def hide(here: Here, name: str) -> None:
     """A package that is not installed."""
     find = importlib.util.find_spec

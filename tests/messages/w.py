@@ -16,6 +16,7 @@ from sealing import older, reseal
 
 import peftc
 from peftc.dataflow import find_sites
+from peftc.merging import apart, foreseen
 from peftc.planner import make_plan
 from peftc.spec import load_spec
 
@@ -100,3 +101,29 @@ def _(here: Here):
     model = AutoModelForSequenceClassification.from_pretrained("model")
     model.resize_token_embeddings(107, mean_resizing=False)
     return told(lambda: peftc.save(peftc.apply("lora", model), "out"))
+
+
+def folded(here: Here, text: str, family: tuple[str, str] | None = None) -> SimpleNamespace:
+    """What `plan` says besides of what is to be merged."""
+    plan = here.plan(text, family)
+    return SimpleNamespace(notes=apart(plan.spec, foreseen(plan)))
+
+
+@case("W403", "an update of a weight that serves two places")
+def _(here: Here):
+    text = (
+        "peftc: 1\nname: n\ninsert:\n"
+        "  - {id: a, at: embed.out, delta: {low_rank: {rank: 2}}}\nexport: {fold: [a]}\n"
+    )
+    return folded(here, text, ("gpt2", "causal-lm"))
+
+
+@case("W403", "pieces of several tasks")
+def _(here: Here):
+    text = (
+        "peftc: 1\nname: n\n"
+        "tasks:\n  x: {head: question_answering}\n  y: {head: question_answering}\n"
+        "insert:\n  - {id: a, at: attn.q, share: per_task, delta: vector}\n"
+        "export: {fold: [a]}\n"
+    )
+    return folded(here, text, ("bert", "base"))

@@ -57,6 +57,7 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     from peftc.cli.options import open_model
     from peftc.cli.verbs.plan import print_plan
     from peftc.cli.verbs.verify import print_report
+    from peftc.merging import foreseen
     from peftc.train import evaluate, read_rows, train
 
     if not silent:
@@ -70,7 +71,7 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
         graph = peftc.apply(SPEC, base)
         graph.meta[APPLIED].reference = str(folder)
     if not silent:
-        print_plan(plan, SPEC, "MiniLM-L6")
+        print_plan(plan, SPEC, "MiniLM-L6", foreseen(plan))
         say()
     tokenizer = load_tokenizer(str(folder))
     data = Path(str(files("peftc.demo")))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
+from peftc.cli.console import complain, emit, progress, say
 from peftc.cli.options import ArtifactArgument, Force, Json, Only, Trust, Without
 from peftc.cli.verbs.verify import print_report
 
@@ -27,7 +28,7 @@ def export(
         Path | None,
         typer.Option("-o", "--out", metavar="OUT", help="Where to; DIR/FORMAT if left out."),
     ] = None,
-    fold: Annotated[str, typer.Option(help="auto (merge what can be), unmerged, none.")] = "auto",
+    fold: Annotated[str, typer.Option(help="auto (as the spec says), unmerged, none.")] = "auto",
     task: Annotated[str | None, typer.Option(help="Of several tasks, only this one.")] = None,
     weights: Annotated[
         str | None,
@@ -95,6 +96,7 @@ def export(
                 "ok": report is None or report.ok,
                 "out": str(exported.folder),
                 "export": dict(exported.facts),
+                "notes": [n.to_json() for n in exported.notes],
                 "verify": report.to_json() if report else None,
             }
         )
@@ -103,6 +105,10 @@ def export(
         for file in exported.files:
             path = exported.folder / file
             say(f"   {file:<20}{path.stat().st_size:>16,} bytes{linked(path)}")
+        for line in folded(exported.facts):
+            say(f"   {line}")
+        if exported.notes:
+            complain(exported.notes)
         if report:
             print_report(report)
         elif unchecked:
@@ -121,6 +127,17 @@ def linked(path: Path) -> str:
         f", mode {path.stat().st_mode & 0o777:03o} as the base's: a server of another user needs "
         "chmod a+r, or --weights copy" if hidden else ""
     )  # fmt: skip
+
+
+def folded(facts: Mapping[str, Any]) -> list[str]:
+    """What of the insertions was merged into weights, and what was to be and is not, as lines."""
+    lines = [f"merged into the weights: {', '.join(facts['merged'])}"] if facts["merged"] else []
+    if facts["merge"]:
+        lines += [
+            f"apart: {name} at {one['sites']} of {one['of']} sites: {one['why']}"
+            for name, one in facts["apart"].items()
+        ]
+    return lines
 
 
 def runs_here(exported: Any) -> bool:

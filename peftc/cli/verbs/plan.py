@@ -75,6 +75,7 @@ def plan(
             raise error("E008", f"{path} is to hold two things", help=("give each its own name",))
     import peftc
     from peftc.capture.load import has_weights
+    from peftc.merging import foreseen
     from peftc.plan_file import check_plan
 
     model = str(options["model"])
@@ -84,16 +85,18 @@ def plan(
         made = peftc.plan(resolved, loaded, static_length=options["static_length"])
     if planned is not None:
         check_plan(planned, made.to_json(), made.sites.program.signature.config, spec)
+    outcomes = foreseen(made)  # also refuses what `apply` would refuse
     written = write(made, options, out, html, svg, force=force)
     if json:
         from peftc.estimate import after_fold, needs
 
         facts = {
-            "needs": needs(made), "after_fold": after_fold(made), "longest": dict(made.longest),
+            "needs": needs(made), "after_fold": after_fold(made, outcomes),
+            "longest": dict(made.longest),
         }  # fmt: skip
         emit({**made.to_json(), **facts, "written": [str(p) for p in written]})
         return
-    print_plan(made, spec, model, all_sites)
+    print_plan(made, spec, model, outcomes, all_sites)
     for path in written:
         say(f"wrote {path}")
     saved = out or (Path(spec) if planned is not None else None)
@@ -127,10 +130,13 @@ def write(
     return [p for p in (out, html, svg) if p is not None]
 
 
-def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> None:
+def print_plan(
+    made: Any, spec: str, model: str, outcomes: list[Any], all_sites: bool = False
+) -> None:
     """The plan as a table, its sums, what it needs, and its notes."""
-    from peftc.estimate import BATCH, LENGTH, after_fold, needs, short
+    from peftc.estimate import BATCH, LENGTH, after_fold, dropped_networks, needs, short
     from peftc.machine import size
+    from peftc.merging import apart
 
     layers = ", ".join(f"{n}{' ' + s if s else ''} layers" for s, n in made.sites.layers.items())
     width = f", width {made.sites.starts[0].width}" if made.sites.starts else ""
@@ -149,8 +155,8 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
         f"Plan: {len(made.insertions)} to insert, {len(made.unfrozen)} to unfreeze.  "
         f"trainable {made.trainable:,} of {whole:,} ({100 * made.trainable / whole:.2f} %)"
     )
-    folds = f"   After fold: {'; '.join(after_fold(made))}." if after_fold(made) else ""
-    say(f"Inputs and outputs: {ends(made)}.{folds}")
+    folds = "; ".join(after_fold(made, outcomes))
+    say(f"Inputs and outputs: {ends(made)}.{f'   After fold: {folds}.' if folds else ''}")
     if text := text_limit(made):
         say(text)
     needed = needs(made)
@@ -166,10 +172,10 @@ def print_plan(made: Any, spec: str, model: str, all_sites: bool = False) -> Non
             [(p.insertion.id, place.name, place.module) for p in made.insertions
              for place in p.places],
         )  # fmt: skip
-    for text in mlp_notes(made):
+    for text in dropped_networks(made, outcomes):
         note(f"note: {text}")
-    if made.notes:
-        complain(made.notes)
+    if notes := [*made.notes, *apart(made.spec, outcomes)]:
+        complain(notes)
 
 
 def ends(made: Any) -> str:
@@ -205,19 +211,6 @@ def text_limit(made: Any) -> str:
         return ""
     taken = ", ".join(f"{n}{' in the ' + s if s else ''}" for s, n in front.items())
     return f"Longest text: {said(made.longest)}, behind {taken} inserted."
-
-
-def mlp_notes(made: Any) -> list[str]:
-    """Parameters that an export does not have."""
-    from peftc.estimate import kept_values, short
-
-    kept = [(p, kept_values(p)) for p in made.insertions]
-    return [
-        f"{short(p.parameters - count)} of the new parameters are the MLP of "
-        f"`{p.insertion.id}`; it is folded away on export"
-        for p, count in kept
-        if count is not None
-    ]
 
 
 def insertion_row(p: Any) -> tuple[str, ...]:

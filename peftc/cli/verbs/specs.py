@@ -57,7 +57,6 @@ def list_specs(*, as_json: bool) -> None:
     rows = []
     for name in names():
         spec = load_spec(name)
-        facts = [type(i.delta.options) for i in spec.insert]
         sites = dict.fromkeys(a for i in spec.insert for a in i.at)
         rows.append(
             {
@@ -67,7 +66,7 @@ def list_specs(*, as_json: bool) -> None:
                 "h_becomes": list(dict.fromkeys(i.formula for i in spec.insert)),
                 "unfreezes": [u.role or u.module for u in spec.unfreeze],
                 "bert_base": counts.get(name),
-                "merges": bool(facts) and all(f.merges for f in facts),
+                "merges": bool(spec.insert) and all(i.merges for i in spec.insert),
             }
         )
     if as_json:
