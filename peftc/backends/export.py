@@ -110,6 +110,7 @@ def export(
             "session": target.session_options(linked=stored is not None),
             "inputs": [described(i) for i in program.signature.inputs],
             "outputs": [described(o) for o in program.signature.outputs],
+            "notes": [n.to_json() for n in target.notes(program)],
             "peft": [n for n, _ in program.peft_parameters()],
             "files": {p.name: file_facts(p, known) for p in sorted(folder.iterdir())},
             "versions": {p: importlib.metadata.version(p) for p in ("peftc", "torch")},
@@ -119,7 +120,8 @@ def export(
             dtypes = [v.meta["val"].dtype for v in program.graph.output_node().args[0]]  # type: ignore[union-attr]
             text = config(kind, name, file, program.signature, dtypes)
             (partial / CONFIG).write_text(text, encoding="utf-8")
-    return Exported(top / VERSION if served else top, kind, file, (*facts["files"], FACTS), facts)
+    folder, files = top / VERSION if served else top, (*facts["files"], FACTS)
+    return Exported(folder, kind, file, files, facts, target.notes(program))
 
 
 def written(program: Program, linked: Collection[str]) -> int:

@@ -29,6 +29,12 @@ IN_PLACE = {
     "optimization.disable_specified_optimizers": "ConstantFolding",
     "session.disable_prepacking": "1",
 }
+# The names that ONNX and torch have for what a weight can be of.
+DTYPES = {
+    "DOUBLE": "float64", "FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16",
+    "INT64": "int64", "INT32": "int32", "INT16": "int16", "INT8": "int8", "UINT8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
 SMALL = 1024  # bytes: smaller constants that are no weights stay in the graph file
 
 
@@ -60,9 +66,11 @@ class Onnx(Backend):
 
     def tensors(self, exported: Exported) -> Mapping[str, torch.Tensor]:
         """The weights beside the graph file, each read when it is asked for."""
-        import onnx_ir as ir
+        return Weights(initializers(exported))
 
-        return Weights(ir.load(exported.folder / exported.file).graph.initializers)
+    def places(self, exported: Exported) -> Mapping[str, Stored]:
+        """Where the graph file says that its weights lie."""
+        return {n: p for n, v in initializers(exported).items() if (p := place_of(v)) is not None}
 
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the graph and its weights.
@@ -116,15 +124,42 @@ class Onnx(Backend):
         return FILE
 
 
+def initializers(exported: Exported) -> Mapping[str, Any]:
+    """The constants of a graph file; none of those beside it is read."""
+    import onnx_ir as ir
+
+    return ir.load(exported.folder / exported.file).graph.initializers
+
+
+def place_of(value: Any) -> Stored | None:
+    """Where an initializer's bytes lie; None where they are in the graph file itself."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor):
+        return None
+    path = Path(tensor.base_dir, tensor.location)
+    dtype, shape = getattr(torch, DTYPES[tensor.dtype.name]), tuple(tensor.shape.numpy())
+    length = dtype.itemsize * torch.Size(shape).numel()
+    return Stored(path, dtype, shape, tensor.offset or 0, length)
+
+
 @dataclass(frozen=True)
 class Weights(Mapping[str, torch.Tensor]):
-    """Initializers as tensors, in double precision, which holds every number of theirs."""
+    """Initializers as tensors, each read when it is asked for."""
 
     initializers: Mapping[str, Any]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Read one."""
-        return torch.from_numpy(self.initializers[name].const_value.numpy().astype("float64"))
+        value = self.initializers[name]
+        if (place := place_of(value)) is not None:
+            return place.read()
+        tensor = value.const_value
+        dtype = getattr(torch, DTYPES[tensor.dtype.name])
+        shape = tuple(tensor.shape.numpy())
+        data = bytearray(tensor.tobytes())
+        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape)
 
     def __iter__(self) -> Iterator[str]:
         """Their names."""

@@ -103,7 +103,7 @@ def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
 
 
 def test_not_a_number_is_no_match():
-    row = Row(1, 2, False, "logits", float("nan"), 1.0)
+    row = Row(1, 2, "", "logits", float("nan"), 1.0, 1e-6, 1e-5)
     assert not Report("onnx", "model.onnx", 1e-4, (row,)).ok
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import zoo
 from messages.cases import Here, case
 
+import peftc
 from peftc.dataflow import find_sites
 from peftc.planner import make_plan
 from peftc.spec import load_spec
@@ -24,3 +27,11 @@ def _(here: Here):
         "peftc: 1\nname: n\ninsert:\n  - {id: a, at: attn.kv, delta: {prefix: {tokens: 4}}}\n"
     )
     return make_plan(load_spec(path), replace(sites, attentions=few))
+
+
+@case("W401", "a prefix and a prompt for PEFT")
+def _(here: Here):
+    base = zoo.captured("llama", "causal-lm", 1)
+    made = [peftc.apply(s, base, set={"tokens": 5}) for s in ("prefix", "prompt")]
+    found = [peftc.export(g, "peft", f"out{k}").notes for k, g in enumerate(made)]
+    return SimpleNamespace(notes=[n for notes in found for n in notes])

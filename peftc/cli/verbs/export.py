@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from peftc.cli.console import emit, progress, say
-from peftc.cli.options import ArtifactArgument, Force, Json, Only, Trust, Without
+from peftc.cli.console import complain, emit, progress, say
+from peftc.cli.options import ArtifactArgument, Force, Json, Only, Tolerance, Trust, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
@@ -51,7 +51,7 @@ def export(
     without: Without = None,
     insertion: Only = None,
     trust: Trust = False,
-    tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
+    tol: Tolerance = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -79,6 +79,8 @@ def export(
             name=name or artifact.resolve().name, force=force,
         )  # fmt: skip
     size = sum(f["bytes"] for f in exported.facts["files"].values())
+    if not json:
+        complain(exported.notes)
     report, unchecked = None, ""
     if check or (check is None and size <= LARGE and runs_here(exported)):
         with progress("verifying"):
