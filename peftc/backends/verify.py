@@ -25,6 +25,7 @@ from peftc.diagnostics import error
 # A file's kernels add in another order than torch's, and round their own way.
 MULTIPLE = 8.0  # times what rounding does to the graph's own outputs
 STEPS = 4.0  # of the dtype at the largest output, below which nothing is told apart
+TYPICAL = 4.0  # times the noise's root mean square over all cases, which hardly varies
 ASSUMED = 32.0  # such steps, where the graph cannot be run in float64
 
 
@@ -33,7 +34,8 @@ class Row:
     """One output in one case: the largest difference, and how often the argmax agrees.
 
     `noise` is how far rounding moves the graph's own output there: the largest difference from
-    its float64 run, or an estimate from other cases. `tolerance` is what is allowed.
+    its float64 run, or an estimate from other cases. `tolerance` is what is allowed. `rms` and
+    `rms_noise` are the root mean squares of the same two; NaN where nothing was measured.
     """
 
     batch: int
@@ -44,6 +46,8 @@ class Row:
     agreement: float
     noise: float
     tolerance: float
+    rms: float = 0.0
+    rms_noise: float = float("nan")
 
     @property
     def ok(self) -> bool:
@@ -72,8 +76,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every output is within its tolerance and every weight is the graph's."""
-        return all(r.ok for r in self.rows) and not self.weights
+        """Whether every output is within what is allowed and every weight is the graph's."""
+        return not self.differing and not self.weights
 
     @property
     def difference(self) -> float:
@@ -82,8 +86,30 @@ class Report:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The outputs that are not within their tolerance, each once."""
-        return tuple(dict.fromkeys(r.output for r in self.rows if not r.ok))
+        """The outputs that are not within their tolerance, or differ typically by too much."""
+        return tuple(dict.fromkeys([*(r.output for r in self.rows if not r.ok), *self.far]))
+
+    @property
+    def far(self) -> dict[str, float]:
+        """Of `typical` what is more than is allowed."""
+        if self.tolerance is not None:
+            return {}
+        return {n: r for n, r in self.typical.items() if not r <= TYPICAL}
+
+    @property
+    def typical(self) -> dict[str, float]:
+        """By output the root mean square of the difference over that of the noise.
+
+        Over all cases in which the noise was measured. What is off everywhere by less than the
+        largest noise is seen here.
+        """
+        found = {}
+        for name in dict.fromkeys(r.output for r in self.rows):
+            rows = [r for r in self.rows if r.output == name and not np.isnan(r.rms_noise)]
+            noise = sum(r.rms_noise**2 for r in rows)
+            if noise:
+                found[name] = float(np.sqrt(sum(r.rms**2 for r in rows) / noise))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The report as data."""
@@ -96,11 +122,17 @@ class Report:
             "outputs": list(self.differing),
             "weights": {
                 "compared": self.compared,
-                "differing": [asdict(w) for w in self.weights],
+                "differing": [plain(w) for w in self.weights],
             },
             "ids": {"run": self.ids, "vocabulary": self.vocabulary},
-            "rows": [asdict(r) for r in self.rows],
+            "typical": self.typical,
+            "rows": [plain(r) for r in self.rows],
         }
+
+
+def plain(one: Row | Differing) -> dict[str, Any]:
+    """A row as JSON has it, which knows no NaN."""
+    return {k: None if v != v else v for k, v in asdict(one).items()}
 
 
 def verify(
@@ -141,15 +173,16 @@ def verify(
     for k, case in enumerate(cases):
         for j, name in enumerate(names):
             a, b = real(wanted[k][j], hidden[k]), real(got[k][j], hidden[k])
-            noise = noises[k][j]
+            noise, typical = noises[k][j]
             allowed = MULTIPLE * noise if tolerance is None else tolerance
             size = (case.batch, case.length, case.padded)
-            rows.append(Row(*size, name, *apart(a, b), noise, allowed))
+            difference, rms, agreement = apart(a, b)
+            rows.append(Row(*size, name, difference, agreement, noise, allowed, rms, typical))
     counts = {"compared": compared, "ids": ids, "vocabulary": vocabulary}
     report = Report(exported.kind, exported.file, tolerance, tuple(rows), weights, **counts)
-    bad = next((k for k, r in enumerate(rows) if not r.ok), None)
-    if bad is None:
+    if not report.differing:
         return report
+    bad = max(range(len(rows)), key=lambda k: (not rows[k].ok, rows[k].output in report.differing))
     k, j = divmod(bad, len(names))
     largest = max(1.0, largest_of(real(wanted[k][j], hidden[k])))
     allowed = max(rows[bad].tolerance / largest, 1e-6)
@@ -185,11 +218,12 @@ def shown(end: tuple[str, Sequence[int | str]]) -> str:
 
 def ours(
     graph: Program, cases: Sequence[Case], hidden: Sequence[Sequence[Tensor]], *, deep: bool
-) -> tuple[list[list[Tensor]], list[list[float]]]:
-    """(the graph's outputs in every case, how far rounding moves each of them).
+) -> tuple[list[list[Tensor]], list[list[tuple[float, float]]]]:
+    """(the graph's outputs in every case, how far rounding moves each: at most, typically).
 
     The noise is measured in core cases, in all with `deep`. Elsewhere, and as the least, it is
-    as large for its outputs as it is in the core cases: twice the largest, the median.
+    as large for its outputs as it is in the core cases: twice the largest, the median. The
+    second number is the root mean square, NaN where it was not measured.
     """
     device = next(graph.parameters()).device
     values = [[v.to(device) for v in c.values.values()] for c in cases]
@@ -202,18 +236,19 @@ def ours(
     finally:
         graph.train(training)
     wanted = [[t.cpu() for t in outputs] for outputs in own]
-    noises: list[list[float]] = [[] for _ in cases]
+    noises: list[list[tuple[float, float]]] = [[] for _ in cases]
     for j in range(len(graph.signature.outputs)):
         real_ones = [real(outputs[j], h) for outputs, h in zip(wanted, hidden, strict=True)]
         sizes = [largest_of(t) for t in real_ones]
         step = torch.finfo(dtype).eps if (dtype := wanted[0][j].dtype).is_floating_point else 0.0
-        found = {k: apart(real(w[j].cpu(), hidden[k]), real_ones[k])[0] for k, w in wide.items()}
-        parts = [n / sizes[k] for k, n in found.items() if sizes[k] > 0 and np.isfinite(n)]
+        found = {k: apart(real(w[j].cpu(), hidden[k]), real_ones[k]) for k, w in wide.items()}
+        parts = [n / sizes[k] for k, (n, *_) in found.items() if sizes[k] > 0 and np.isfinite(n)]
         most = 2 * max(parts) if parts else ASSUMED * step
         least = max(float(np.median(parts)) if parts else 0.0, STEPS * step / MULTIPLE)
         for k, size in enumerate(sizes):
-            noise = found.get(k, most * size)
-            noises[k].append(max(noise if np.isfinite(noise) else most * size, least * size))
+            noise, rms, _ = found.get(k, (most * size, float("nan"), 0.0))
+            noise = max(noise if np.isfinite(noise) else most * size, least * size)
+            noises[k].append((noise, max(rms, step * size / 16)))
     return wanted, noises
 
 
@@ -232,10 +267,14 @@ def largest_of(output: Tensor) -> float:
     return value.where(value.isfinite(), 0.0).max().item() if value.numel() else 0.0
 
 
-def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """(the largest difference, how often the argmax is the same); NaN where shapes differ."""
+def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+    """(the largest difference, its root mean square, how often the argmax is the same).
+
+    NaN where the shapes differ.
+    """
     if ours.shape != theirs.shape:
-        return float("nan"), 0.0
+        return float("nan"), float("nan"), 0.0
     a, b = ours.double(), theirs.double()
-    difference = torch.where(a == b, 0.0, (a - b).abs()).max().item()
-    return difference, (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    difference = torch.where(a == b, 0.0, (a - b).abs())
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    return difference.max().item(), difference.square().mean().sqrt().item(), same
