@@ -78,6 +78,13 @@ class Backend(ABC):
         held = self.tensors(exported)
         return lambda name, wanted: held.get(name)
 
+    def listings(self, program: Program, exported: Exported) -> tuple[list[str], list[str]]:
+        """What the graph is as text once it is converted anew, and what the file is.
+
+        Both empty where a format has no text.
+        """
+        return [], []
+
     def places(self, exported: Exported) -> Mapping[str, Stored]:
         """Where tensors lie in the files of an export, those that may be the base's own bytes."""
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from peftc.capture.program import Program
@@ -77,7 +78,7 @@ class Together(Streaming):
         self, n: fx.Node, pick: Callable[[Any], Any], change: Callable[[Any], Any] | None = None
     ) -> Any:
         """The node's value, with `pick` of its inputs' values, all arguments through `change`."""
-        args, kwargs = fx.node.map_arg((n.args, dict(n.kwargs)), lambda i: pick(self.env[i]))
+        args, kwargs = map_arg((n.args, dict(n.kwargs)), lambda i: pick(self.env[i]))
         if change is not None:
             args, kwargs = tree_map(change, (args, kwargs))
         if n.op == "output":
@@ -92,13 +93,13 @@ class Together(Streaming):
     def widely(self, n: fx.Node) -> list[Any]:
         """The node's value in float64, in each case that is measured."""
         count = range(len(self.measured))
-        if n.target == aten.embedding.default and isinstance(weight := self.env[n.args[0]], Tensor):
+        if n.target == aten.embedding.default and (weight := self.weight(n.args[0])) is not None:
             rest = n.args[1:]
             return [
                 wider(aten.embedding.default(weight, *self.picked(rest, k)))  # rows, not the table
                 for k in count
             ]
-        if n.target == aten.linear.default and isinstance(weight := self.env[n.args[1]], Tensor):
+        if n.target == aten.linear.default and (weight := self.weight(n.args[1])) is not None:
             return self.in_parts(n, weight)
         made: dict[int, Any] = {}  # of the weights that this node reads, each once
 
@@ -113,6 +114,11 @@ class Together(Streaming):
             for k in count
         ]
 
+    def weight(self, given: Any) -> Tensor | None:
+        """What an argument is in every case alike, if it is a weight."""
+        value = self.env.get(given) if isinstance(given, fx.Node) else None
+        return value if isinstance(value, Tensor) else None
+
     def picked(self, args: Any, k: int) -> Any:
         """Arguments in one of the measured cases."""
 
@@ -120,7 +126,7 @@ class Together(Streaming):
             value = self.env[i]
             return value.wide[k] if isinstance(value, Values) else value
 
-        return fx.node.map_arg(args, one)
+        return map_arg(args, one)
 
     def in_parts(self, n: fx.Node, weight: Tensor) -> list[Any]:
         """X W^T + b in float64, some rows of W at a time."""

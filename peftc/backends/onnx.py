@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,16 @@ class Onnx(Backend):
         """The weights beside the graph file, each read when it is asked for."""
         return Weights(initializers(exported))
 
+    def listings(self, program: Program, exported: Exported) -> tuple[list[str], list[str]]:
+        """The nodes and constants of the graph, converted anew, and those of the file."""
+        import onnx_ir as ir
+
+        opset = exported.facts["opset"] or OPSETS[-1]
+        ours = made_of(program, opset, linked=exported.facts["weights"] == "link")
+        theirs = ir.load(exported.folder / exported.file)
+        weights = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
+        return lines_of(ours, weights), lines_of(theirs, weights)
+
     def places(self, exported: Exported) -> Mapping[str, Stored]:
         """Where the graph file says that its weights lie."""
         return {n: p for n, v in initializers(exported).items() if (p := place_of(v)) is not None}
@@ -88,32 +98,9 @@ class Onnx(Backend):
                 f"opset {opset} is not supported",
                 help=(f"opsets: {', '.join(map(str, OPSETS))}",),
             )
-        exported = lowered(program)
-        signature = program.signature
-        with quiet(), torch.no_grad():
-            made = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                input_names=[i.name for i in signature.inputs],
-                output_names=[o.name for o in signature.outputs],
-            )
-        model = made.model  # type: ignore[union-attr]
-        places: Mapping[str, Stored] = options.get("places") or {}
-        name_values(model, made.exported_program, exported)  # type: ignore[union-attr]
-        name_axes(model, axis_symbols(exported, program))
-        for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
-            model.graph.initializers[name].const_value = None  # no pass may read a weight
-        simplify(model)
-        strip(model)
         linked = bool(options.get("link"))
-        if next(program.parameters()).device.type == "cpu":
-            merge_heads(model)
-            share_inputs(model, folded=not linked)
-            forget_shapes(model)
+        places: Mapping[str, Stored] = options.get("places") or {}
+        model = made_of(program, opset, linked=linked)
         settle(model, program, folder, places, linked=linked)
         ir.save(model, folder / FILE)
         files = {places[n].file for n in places if n in model.graph.initializers}
@@ -122,6 +109,49 @@ class Onnx(Backend):
         if linked:
             link(files, folder)
         return FILE
+
+
+def made_of(program: Program, opset: int, *, linked: bool) -> Any:
+    """The model of a graph, its weights without numbers."""
+    exported = lowered(program)
+    signature = program.signature
+    with quiet(), torch.no_grad():
+        made = torch.onnx.export(
+            exported,
+            (),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=[i.name for i in signature.inputs],
+            output_names=[o.name for o in signature.outputs],
+        )
+    model = made.model  # type: ignore[union-attr]
+    name_values(model, made.exported_program, exported)  # type: ignore[union-attr]
+    name_axes(model, axis_symbols(exported, program))
+    for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
+        model.graph.initializers[name].const_value = None  # no pass may read a weight
+    simplify(model)
+    strip(model)
+    if next(program.parameters()).device.type == "cpu":
+        merge_heads(model)
+        share_inputs(model, folded=not linked)
+        forget_shapes(model)
+    return model
+
+
+def lines_of(model: Any, weights: Collection[str]) -> list[str]:
+    """What a model computes, as text: its nodes, and its constants that are no weights."""
+    import onnx
+    import onnx_ir as ir
+
+    constants = [
+        f"{name}: {value.dtype} {value.shape} {value.const_value.tobytes().hex()}"
+        for name, value in model.graph.initializers.items()
+        if name not in weights
+    ]
+    nodes = [onnx.printer.to_text(ir.serde.serialize_node(node)) for node in model.graph]
+    return [*sorted(constants), *nodes]
 
 
 def initializers(exported: Exported) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
 from peftc.backends.noise import Together
 from peftc.backends.process import run
+from peftc.backends.same_graph import differing_lines
 from peftc.backends.same_weights import Differing, differing_weights
 from peftc.capture.program import Program
 from peftc.diagnostics import error
@@ -61,7 +62,9 @@ class Report:
 
     `tolerance` is the one that was asked for; None where each row has its own, from `noise`.
     `weights` are those that the file has otherwise, of `compared`; `ids` were run, of
-    `vocabulary`. `first` names the first node at which they differ, where one can be told.
+    `vocabulary`. `lines` are those in which a thorough comparison found the file's operations and
+    constants to be others, None where there was none. `first` names the first node at which they
+    differ, where one can be told.
     """
 
     kind: str
@@ -72,12 +75,13 @@ class Report:
     compared: int = 0
     ids: int = 0
     vocabulary: int = 0
+    lines: tuple[str, ...] | None = None
     first: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether every output is within what is allowed and every weight is the graph's."""
-        return not self.differing and not self.weights
+        """Whether every output is within what is allowed, and all that was compared the same."""
+        return not self.differing and not self.weights and not self.lines
 
     @property
     def difference(self) -> float:
@@ -124,6 +128,7 @@ class Report:
                 "compared": self.compared,
                 "differing": [plain(w) for w in self.weights],
             },
+            "lines": None if self.lines is None else list(self.lines),
             "ids": {"run": self.ids, "vocabulary": self.vocabulary},
             "typical": self.typical,
             "rows": [plain(r) for r in self.rows],
@@ -146,8 +151,9 @@ def verify(
 
     The file runs in a process of its own, which imports the file's runtime and not peftc, on
     texts of many lengths, padded on either side, with ids from the whole vocabulary: all of them
-    where that costs little, or with `deep`. Every position is compared, those of padding as well,
-    where it is on the right and the format is a whole graph.
+    where that costs little, or with `deep`, which also converts the graph anew to compare its
+    operations and constants with the file's: some do less than rounding. Every position is
+    compared, those of padding as well, where it is on the right and the format is a whole graph.
 
     An output may differ by a small multiple of what rounding does to the graph's own on the same
     inputs, measured beside a run in float64; `tolerance` puts one number in the place of that.
@@ -178,8 +184,11 @@ def verify(
             size = (case.batch, case.length, case.padded)
             difference, rms, agreement = apart(a, b)
             rows.append(Row(*size, name, difference, agreement, noise, allowed, rms, typical))
-    counts = {"compared": compared, "ids": ids, "vocabulary": vocabulary}
-    report = Report(exported.kind, exported.file, tolerance, tuple(rows), weights, **counts)
+    lines = differing_lines(graph, exported) if deep else None
+    report = Report(
+        exported.kind, exported.file, tolerance, tuple(rows),
+        weights, compared, ids, vocabulary, lines,
+    )  # fmt: skip
     if not report.differing:
         return report
     bad = max(range(len(rows)), key=lambda k: (not rows[k].ok, rows[k].output in report.differing))

@@ -175,14 +175,13 @@ def exported(tmp_path_factory):
     """Exports of one graph, its updates merged or apart, by format."""
     graph = linking.artifact(*CASE)[0]
     home = tmp_path_factory.mktemp("planted")
-    for kind, more in (("onnx", {"weights": "copy"}), ("torchscript", {}), ("hf", {})):
-        peftc.export(graph, kind, home / kind, **more)
+    for kind in ("onnx", "torchscript", "hf"):
+        peftc.export(graph, kind, home / kind, weights="copy")
         assert peftc.verify(graph, home / kind).ok
     return graph, home
 
 
 LAYER = "encoder.layer.0."
-GELU = ("torch.gelu(linear_8)", 'torch.gelu(linear_8, approximate="tanh")')
 PLANTED = [
     ("onnx", tensor("word_embeddings.weight", row(57)), "weights outputs"),
     ("onnx", tensor("position_embeddings.weight", row(-1)), "weights"),
@@ -192,7 +191,7 @@ PLANTED = [
     ("onnx", corruptions.setting("Gelu", "approximate", "tanh"), "outputs"),
     ("onnx", corruptions.onnx_(corruptions.unmasked), "outputs"),
     ("torchscript", tensor(LAYER + "attention.self.value.weight", heads(6)), "weights outputs"),
-    ("torchscript", corruptions.code(*GELU), "outputs"),
+    ("torchscript", corruptions.code(*corruptions.GELU), "outputs"),
     ("hf", tensor("token_type_embeddings.weight", row(1)), "weights outputs"),
 ]
 
@@ -227,6 +226,30 @@ def test_what_is_small_in_a_decoder_is_seen(tmp_path):
         assert not report.weights
         assert report.first
     assert report.difference < 1e-2
+
+
+DEEP = {
+    "onnx": corruptions.setting("LayerNormalization", "epsilon", 2e-12),
+    "torchscript": corruptions.code("9.9999999999999998e-13", "2.0e-12"),
+}
+
+
+@pytest.mark.parametrize("kind", list(DEEP))
+def test_a_constant_that_does_less_than_rounding_is_seen_by_a_thorough_comparison(
+    exported, kind, tmp_path
+):
+    graph, home = exported
+    assert peftc.verify(graph, home / kind, deep=True).lines == ()
+    shutil.copytree(home / kind, tmp_path / kind)
+    DEEP[kind](tmp_path / kind)
+    settle(tmp_path / kind)
+    assert peftc.verify(graph, tmp_path / kind).ok
+    report = peftc.verify(graph, tmp_path / kind, deep=True)
+    assert not report.ok
+    assert not report.differing
+    assert report.lines is not None
+    assert [line[0] for line in report.lines] == ["-", "+"]
+    assert "layer_norm" in report.lines[0]
 
 
 def test_half_precision_passes(tmp_path):

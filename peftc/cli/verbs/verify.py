@@ -26,7 +26,7 @@ def verify(
     tol: Tolerance = None,
     deep: Annotated[
         bool,
-        typer.Option("--deep", help="Run more ids of the vocabulary: up to 100 times the work."),
+        typer.Option("--deep", help="Also compare operations and constants; run more ids."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -138,6 +138,10 @@ def print_report(report: Any) -> None:
             say(f"and {more:,} more weights")
     else:
         say(f"weights: all {report.compared:,} are the graph's")
+    if report.lines is not None:
+        say(f"graph: {len(report.lines) or 'no'} lines of it are not in the file, or the reverse")
+        for line in report.lines[:SHOWN]:
+            say(f"   {line}")
     if report.vocabulary:
         more = "" if report.ids >= report.vocabulary else "; --deep runs more"
         say(f"ids: {report.ids:,} of {report.vocabulary:,} were run{more}")
