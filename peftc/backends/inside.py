@@ -24,7 +24,7 @@ class Inside:
         value = tensor.detach().cpu().contiguous().reshape(-1)
         if not value.numel():
             return True
-        wanted = memoryview(value.view(torch.uint8).numpy())
+        wanted = value.view(torch.uint8).numpy().data
         head = bytes(wanted[:HEAD])
         for first, last in ((self.end, len(self.data)), (0, self.end)):
             place = self.data.find(head, first)

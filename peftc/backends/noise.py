@@ -78,6 +78,8 @@ class Together(Streaming):
         self, n: fx.Node, pick: Callable[[Any], Any], change: Callable[[Any], Any] | None = None
     ) -> Any:
         """The node's value, with `pick` of its inputs' values, all arguments through `change`."""
+        args: Any
+        kwargs: Any
         args, kwargs = map_arg((n.args, dict(n.kwargs)), lambda i: pick(self.env[i]))
         if change is not None:
             args, kwargs = tree_map(change, (args, kwargs))
