@@ -22,6 +22,8 @@ from peftc.passes.base import pieces
 from peftc.pieces.prefix import Prefix
 from peftc.pieces.prompt import Prompt
 
+CACHELESS = "model.generate(..., use_cache=False)"
+
 
 class Peft(Backend):
     """What `PeftModel.from_pretrained(base, folder)` takes: the pieces and not the base.
@@ -60,21 +62,26 @@ class Peft(Backend):
     def notes(self, program: Program) -> tuple[Diagnostic, ...]:
         """W401 for a prefix or a prompt of a model that generates."""
         inserted = {type(m) for _, m in pieces(program, nn.Module)} & {Prefix, Prompt}
-        if program.signature.input("decoder_input_ids") is not None:
+        two = program.signature.input("decoder_input_ids") is not None
+        if two:
             inserted -= {Prompt}  # before the encoder, which runs once
         if not inserted or not can_generate(program.signature.model_class):
             return ()
-        what = "prefix" if Prefix in inserted else "prompt"
-        found = {
-            "prefix": "as if there were no prefix, or with positions that do not count it",
-            "prompt": "wrongly after the first token, or not at all",
-        }
+        if two:
+            how, way = "from a decoder's prefix, with a cache or without", "call it token by token"
+        elif Prefix in inserted:
+            how, way = "with a cache as if there were no prefix, or with other positions", CACHELESS
+        else:
+            how, way = (
+                "with a cache wrongly after the prompt's first token, or not at all",
+                CACHELESS,
+            )
         return (
             Diagnostic(
                 "W401",
-                f"with a cache, PEFT 0.21 on transformers 5 generates {found[what]}",
-                notes=("single calls, and generation without a cache, give what the graph gives",),
-                help=("model.generate(..., use_cache=False)", "peftc explain W401"),
+                f"PEFT 0.21 on transformers 5 does not generate what the graph does: {how}",
+                notes=("single calls give what the graph gives",),
+                help=(way, "onnx, torchscript and aoti hold the whole graph"),
             ),
         )
 

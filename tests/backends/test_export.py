@@ -11,7 +11,7 @@ import zoo
 
 import peftc
 from peftc.backends import backends
-from peftc.backends.verify import Report, Row
+from peftc.backends.report import Report, Row
 from peftc.diagnostics import PeftcError
 
 FAMILIES = [

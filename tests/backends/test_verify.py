@@ -273,3 +273,13 @@ def test_linked_weights_are_not_read_again(monkeypatch):
     assert not found
     assert compared > 20
     assert set(read) <= {"peft.safetensors"}
+
+
+def test_an_export_for_peft_says_how_it_generates_where_it_does(tmp_path):
+    prefix = {"tokens": 5}
+    decoder = peftc.apply("prefix", zoo.captured("llama", "causal-lm", 1), set=prefix)
+    exported = peftc.export(decoder, "peft", tmp_path / "decoder")
+    assert [n.code for n in exported.notes] == ["W401"]
+    assert exported.facts["notes"] == [n.to_json() for n in exported.notes]
+    encoder = peftc.apply("prefix", zoo.captured("bert", "sequence-classification", 1), set=prefix)
+    assert not peftc.export(encoder, "peft", tmp_path / "encoder").notes

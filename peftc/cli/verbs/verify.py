@@ -137,16 +137,18 @@ def print_report(report: Any) -> None:
         if (more := len(report.weights) - SHOWN) > 0:
             say(f"and {more:,} more weights")
     else:
-        say(f"weights: all {report.compared:,} are the graph's")
+        say(f"weights: {report.compared:,} compared, none differs")
     if report.lines is not None:
-        say(f"graph: {len(report.lines) or 'no'} lines of it are not in the file, or the reverse")
+        count = f"{len(report.lines):,} lines" if report.lines else "none"
+        say(f"operations and constants: compared with the graph converted anew, {count} differ")
         for line in report.lines[:SHOWN]:
             say(f"   {line}")
     if report.vocabulary:
         more = "" if report.ids >= report.vocabulary else "; --deep runs more"
         say(f"ids: {report.ids:,} of {report.vocabulary:,} were run{more}")
     for name, times in report.far.items():
-        say(f"{name} is off by {times:.1f} times what rounding does, in root mean square: 4 pass")
+        if all(r.ok for r in report.rows if r.output == name):
+            say(f"{name}: its root mean square is off by {times:.1f} times the noise's; 4 pass")
     if report.first:
         say(f"the first node that differs: {report.first}")
     allowed = "rounding on these inputs" if report.tolerance is None else f"{report.tolerance:.0e}"
