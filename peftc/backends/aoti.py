@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from peftc.backends.base import Backend, Exported
+from peftc.backends.inside import Inside
 from peftc.backends.lower import lowered
 from peftc.backends.weights import PEFT, Source, link, write
 from peftc.capture.piece_name import is_inserted
@@ -82,6 +83,27 @@ class Aoti(Backend):
         """The inserted weights; those in the package have no names outside it."""
         path = exported.folder / PEFT
         return load_file(path) if path.is_file() else {}
+
+    def lookup(self, exported: Exported) -> Callable[[str, Tensor], Tensor | None]:
+        """Finds a tensor where `constants.json` says, or its bytes in the package.
+
+        Torch gives out no constant of a package, and their names are not beside their bytes.
+        """
+        listed = json.loads((exported.folder / CONSTANTS).read_text(encoding="utf-8"))
+        linked = exported.facts["weights"] == "link"
+        inside = None if linked else Inside(exported.folder / exported.file)
+
+        def find(name: str, wanted: Tensor) -> Tensor | None:
+            if name in listed:
+                one = listed[name]
+                dtype, shape = getattr(torch, one["dtype"]), tuple(one["shape"])
+                path = exported.folder / one["file"]
+                beside = Stored(path, dtype, shape, one["offset"], one["bytes"]).read()
+                if inside is None or not beside.equal(wanted):
+                    return beside
+            return wanted if inside is not None and inside.has(wanted) else None
+
+        return find
 
 
 def compiled(program: Program, path: Path, *, inside: bool) -> dict[str, Tensor]:

@@ -7,14 +7,16 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from peftc.backends.wanted import Wanted, wanted_of
 from peftc.capture.program import Program
+from peftc.capture.stored import Stored
 from peftc.diagnostics import Diagnostic, error
 
 
@@ -27,7 +29,7 @@ class Exported:
     file: str
     files: tuple[str, ...]
     facts: Mapping[str, Any]
-    notes: tuple[Diagnostic, ...] = ()  # what is worth knowing of how it was made
+    notes: tuple[Diagnostic, ...] = ()  # what whoever uses the file is to know
 
 
 class Backend(ABC):
@@ -59,8 +61,32 @@ class Backend(ABC):
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the model into `folder`; the name of the file that a runtime opens."""
 
+    def notes(self, program: Program) -> tuple[Diagnostic, ...]:
+        """What whoever uses the file is to know; the export says it, and writes it down."""
+        return ()
+
     def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
         """The weights in an exported file by their names; empty where they cannot be listed."""
+        return {}
+
+    def wanted(self, program: Program, graph: Program) -> Mapping[str, Wanted]:
+        """The tensors that the file of a graph is to hold; `program` is what it was folded to."""
+        return wanted_of(program, graph)
+
+    def lookup(self, exported: Exported) -> Callable[[str, Tensor], Tensor | None]:
+        """What finds the tensor of a name in a file; it is given the numbers that are wanted."""
+        held = self.tensors(exported)
+        return lambda name, wanted: held.get(name)
+
+    def listings(self, program: Program, exported: Exported) -> tuple[list[str], list[str]]:
+        """What the graph is as text once it is converted anew, and what the file is.
+
+        Both empty where a format has no text.
+        """
+        return [], []
+
+    def places(self, exported: Exported) -> Mapping[str, Stored]:
+        """Where tensors lie in the files of an export, those that may be the base's own bytes."""
         return {}
 
     def session_options(self, *, linked: bool) -> dict[str, str]:

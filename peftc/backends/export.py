@@ -96,6 +96,8 @@ def export(
         fill(program)
     needed = written(program, places if stored is not None else {})
     check_disk(top, needed, f"exporting to {kind}")
+    unmerged = apart(applied.spec, became) if applied is not None and merge else []
+    notes = (*target.notes(program), *unmerged)
     with staged(top, force=force, inputs=inputs) as partial:
         folder = partial / VERSION if served else partial
         folder.mkdir(exist_ok=True)
@@ -128,6 +130,7 @@ def export(
             "inputs": [described(i) for i in program.signature.inputs],
             "outputs": [described(o) for o in program.signature.outputs],
             "longest": dict(program.signature.longest),  # tokens that have a position, by axis
+            "notes": [n.to_json() for n in notes],
             "peft": [n for n, _ in program.peft_parameters()],
             "files": {p.name: file_facts(p, known) for p in sorted(folder.iterdir())},
             "versions": {p: importlib.metadata.version(p) for p in ("peftc", "torch")},
@@ -137,10 +140,8 @@ def export(
             dtypes = [v.meta["val"].dtype for v in program.graph.output_node().args[0]]  # type: ignore[union-attr]
             text = config(kind, name, file, program.signature, dtypes)
             (partial / CONFIG).write_text(text, encoding="utf-8")
-    applied: Applied | None = graph.meta.get(APPLIED)
-    notes = apart(applied.spec, became) if applied is not None and merge else []
-    folder = top / VERSION if served else top
-    return Exported(folder, kind, file, (*facts["files"], FACTS), facts, tuple(notes))
+    folder, files = top / VERSION if served else top, (*facts["files"], FACTS)
+    return Exported(folder, kind, file, files, facts, notes)
 
 
 def written(program: Program, linked: Collection[str]) -> int:
@@ -194,6 +195,13 @@ def folded_for(
     """The graph that a format writes: a folded copy of `graph`."""
     constants = fold != "none" and target.merges is not False
     return folded(graph, merge=merge, constants=constants, deferred=deferred)[0]
+
+
+def refolded(graph: Program, exported: Exported, *, deferred: bool) -> Program:
+    """The copy of `graph` that a file of it is of, folded as its facts say."""
+    target, fold = backend(exported.kind), exported.facts["fold"]
+    merge = exported.facts.get("merge", merged(graph, target, fold))  # older files do not say it
+    return folded_for(graph, target, fold, merge, deferred=deferred)
 
 
 def merged(graph: Program, target: Backend, fold: str) -> bool | list[str]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from peftc.api import Applied
-from peftc.backends.base import Backend
-from peftc.backends.weights import BASE, Source, write
+from peftc.backends.base import Backend, Exported
+from peftc.backends.wanted import Wanted
+from peftc.backends.weights import BASE, Source, base_files, write
 from peftc.capture.load import load_model
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import Stored, StoredWeights
-from peftc.capture.weight_files import INDEX
+from peftc.capture.weight_files import INDEX, read_header
 from peftc.diagnostics import error
 from peftc.merging import insertions
 from peftc.passes.base import settled
@@ -61,6 +64,26 @@ class Hf(Backend):
                 notes=tuple(f"{k}: {v.sites} sites, {v.why}" for k, v in left.items()),
                 help=("onnx and torchscript keep every piece",),
             )
+
+    def wanted(self, program: Program, graph: Program) -> Mapping[str, Wanted]:
+        """The tensors of the model's state_dict, those that the graph does not use as well."""
+        stored = base_files(graph)
+        return {
+            name: Wanted(s.give.read, place=s.give)
+            if isinstance(s.give, Stored)
+            else Wanted(s.give, exact=False)
+            for name, s in sources_of(program, {}, stored).items()
+        }
+
+    def places(self, exported: Exported) -> Mapping[str, Stored]:
+        """Where the tensors of the checkpoint lie."""
+        files = [exported.folder / f for f in exported.files if f.endswith(".safetensors")]
+        return {name: place for path in files for name, place in read_header(path).items()}
+
+    def lookup(self, exported: Exported) -> Callable[[str, Tensor], Tensor | None]:
+        """Reads one tensor after the other."""
+        places = self.places(exported)
+        return lambda name, wanted: places[name].read() if name in places else None
 
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the checkpoint."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import axis_symbols, lowered
 from peftc.backends.onnx_attention import merge_heads
 from peftc.backends.onnx_names import name_axes, name_values
+from peftc.backends.onnx_read import Weights, initializers, lines_of, place_of
 from peftc.backends.onnx_wide import share_inputs
 from peftc.backends.weights import BASE, PEFT, Source, link, standing_in, write
 from peftc.capture.piece_name import is_inserted
@@ -61,9 +61,21 @@ class Onnx(Backend):
 
     def tensors(self, exported: Exported) -> Mapping[str, torch.Tensor]:
         """The weights beside the graph file, each read when it is asked for."""
+        return Weights(initializers(exported))
+
+    def listings(self, program: Program, exported: Exported) -> tuple[list[str], list[str]]:
+        """The nodes and constants of the graph, converted anew, and those of the file."""
         import onnx_ir as ir
 
-        return Weights(ir.load(exported.folder / exported.file).graph.initializers)
+        opset = exported.facts["opset"] or OPSETS[-1]
+        ours = made_of(program, opset, linked=exported.facts["weights"] == "link")
+        theirs = ir.load(exported.folder / exported.file)
+        weights = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
+        return lines_of(ours, weights), lines_of(theirs, weights)
+
+    def places(self, exported: Exported) -> Mapping[str, Stored]:
+        """Where the graph file says that its weights lie."""
+        return {n: p for n, v in initializers(exported).items() if (p := place_of(v)) is not None}
 
     def write(self, program: Program, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the graph and its weights.
@@ -81,32 +93,9 @@ class Onnx(Backend):
                 f"opset {opset} is not supported",
                 help=(f"opsets: {', '.join(map(str, OPSETS))}",),
             )
-        exported = lowered(program)
-        signature = program.signature
-        with quiet(), torch.no_grad():
-            made = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                input_names=[i.name for i in signature.inputs],
-                output_names=[o.name for o in signature.outputs],
-            )
-        model = made.model  # type: ignore[union-attr]
-        places: Mapping[str, Stored] = options.get("places") or {}
-        name_values(model, made.exported_program, exported)  # type: ignore[union-attr]
-        name_axes(model, axis_symbols(exported, program))
-        for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
-            model.graph.initializers[name].const_value = None  # no pass may read a weight
-        simplify(model)
-        strip(model)
         linked = bool(options.get("link"))
-        if next(program.parameters()).device.type == "cpu":
-            merge_heads(model)
-            share_inputs(model, folded=not linked)
-            forget_shapes(model)
+        places: Mapping[str, Stored] = options.get("places") or {}
+        model = made_of(program, opset, linked=linked)
         settle(model, program, folder, places, linked=linked)
         ir.save(model, folder / FILE)
         files = {places[n].file for n in places if n in model.graph.initializers}
@@ -117,23 +106,33 @@ class Onnx(Backend):
         return FILE
 
 
-@dataclass(frozen=True)
-class Weights(Mapping[str, torch.Tensor]):
-    """Initializers as tensors, in double precision, which holds every number of theirs."""
-
-    initializers: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Read one."""
-        return torch.from_numpy(self.initializers[name].const_value.numpy().astype("float64"))
-
-    def __iter__(self) -> Iterator[str]:
-        """Their names."""
-        return iter(self.initializers)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.initializers)
+def made_of(program: Program, opset: int, *, linked: bool) -> Any:
+    """The model of a graph, its weights without numbers."""
+    exported = lowered(program)
+    signature = program.signature
+    with quiet(), torch.no_grad():
+        made = torch.onnx.export(
+            exported,
+            (),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=[i.name for i in signature.inputs],
+            output_names=[o.name for o in signature.outputs],
+        )
+    model = made.model  # type: ignore[union-attr]
+    name_values(model, made.exported_program, exported)  # type: ignore[union-attr]
+    name_axes(model, axis_symbols(exported, program))
+    for name in dict(program.named_parameters()).keys() & model.graph.initializers.keys():
+        model.graph.initializers[name].const_value = None  # no pass may read a weight
+    simplify(model)
+    strip(model)
+    if next(program.parameters()).device.type == "cpu":
+        merge_heads(model)
+        share_inputs(model, folded=not linked)
+        forget_shapes(model)
+    return model
 
 
 def settle(

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from peftc.api import APPLIED, Applied
-from peftc.backends.base import Backend
+from peftc.backends.base import Backend, Exported
+from peftc.backends.wanted import Wanted
 from peftc.capture.load import load_model
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.diagnostics import Diagnostic, error
 from peftc.interop.checkpoint import CONFIG, WEIGHTS
 from peftc.interop.to_peft import checkpoint_of
+from peftc.passes.base import pieces
+from peftc.pieces.prefix import Prefix
+from peftc.pieces.prompt import Prompt
+
+CACHELESS = "model.generate(..., use_cache=False)"
 
 
 class Peft(Backend):
@@ -43,6 +50,41 @@ class Peft(Backend):
         save_file(written.tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
         return CONFIG
 
+    def wanted(self, program: Program, graph: Program) -> Mapping[str, Wanted]:
+        """The tensors of the checkpoint; prefixes of a small network are computed anew."""
+        tensors = checkpoint_of(program, applied_to(graph)).tensors
+        return {n: Wanted(lambda t=t: t, exact=False) for n, t in tensors.items()}
+
+    def tensors(self, exported: Exported) -> Mapping[str, Tensor]:
+        """The tensors of the checkpoint."""
+        return load_file(exported.folder / WEIGHTS[0])
+
+    def notes(self, program: Program) -> tuple[Diagnostic, ...]:
+        """W401 for a prefix or a prompt of a model that generates."""
+        inserted = {type(m) for _, m in pieces(program, nn.Module)} & {Prefix, Prompt}
+        two = program.signature.input("decoder_input_ids") is not None
+        if two:
+            inserted -= {Prompt}  # before the encoder, which runs once
+        if not inserted or not can_generate(program.signature.model_class):
+            return ()
+        if two:
+            how, way = "from a decoder's prefix, with a cache or without", "call it token by token"
+        elif Prefix in inserted:
+            how, way = "with a cache as if there were no prefix, or with other positions", CACHELESS
+        else:
+            how, way = (
+                "with a cache wrongly after the prompt's first token, or not at all",
+                CACHELESS,
+            )
+        return (
+            Diagnostic(
+                "W401",
+                f"PEFT 0.21 on transformers 5 does not generate what the graph does: {how}",
+                notes=("single calls give what the graph gives",),
+                help=(way, "onnx, torchscript and aoti hold the whole graph"),
+            ),
+        )
+
     def arguments(self, graph: Program, folder: Path) -> tuple[str, ...]:
         """The base model, written from the graph's frozen weights; the rows that outputs lose."""
         base = applied_to(graph).base
@@ -53,6 +95,14 @@ class Peft(Backend):
         model.load_state_dict({k: v.detach().cpu() for k, v in state.items()}, strict=False)
         model.save_pretrained(folder / "base")
         return str(folder / "base"), signature.model_class, str(trimmed(applied_to(graph)))
+
+
+def can_generate(name: str) -> bool:
+    """Whether models of a transformers class generate text."""
+    import transformers
+
+    factory = getattr(transformers, name, None)
+    return factory is not None and factory.can_generate()
 
 
 def applied_to(graph: Program) -> Applied:

@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 
 from peftc.backends.base import Backend, Exported
 from peftc.backends.lower import lowered
+from peftc.backends.weights import fill
 from peftc.capture.normalise import is_check, weight
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
@@ -61,6 +62,14 @@ class TorchScript(Backend):
         with quiet():
             module = torch.jit.load(exported.folder / exported.file, map_location="cpu")
         return dict(module.named_buffers())
+
+    def listings(self, program: Program, exported: Exported) -> tuple[list[str], list[str]]:
+        """The code of the graph, scripted anew, and that of the file."""
+        fill(program)
+        with quiet():
+            theirs = torch.jit.load(exported.folder / exported.file, map_location="cpu")
+        ours = script(Lowering(program).run())
+        return ours.code.splitlines(), theirs.code.splitlines()
 
 
 def save(scripted: torch.jit.ScriptModule, path: Path) -> None:

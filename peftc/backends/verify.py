@@ -1,11 +1,10 @@
-"""An exported file against its graph: other sizes, padded rows, the file's own runtime."""
+"""An exported file against its graph: every weight, and outputs over the vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,139 +12,167 @@ from torch import Tensor
 
 from peftc.api import select_task
 from peftc.backends.base import Exported, backend
+from peftc.backends.cases import Case, cases_for
 from peftc.backends.differing import first_difference
 from peftc.backends.export import read_export
+from peftc.backends.noise import Together
 from peftc.backends.process import run
-from peftc.capture.inputs import example_value, sound_sizes, vocabulary_of
+from peftc.backends.report import Report, Row
+from peftc.backends.same_graph import differing_lines
+from peftc.backends.same_weights import differing_weights
 from peftc.capture.program import Program
-from peftc.capture.streaming import run_flat
+from peftc.diagnostics import error
 
-TOLERANCE = 1e-4
-# (batch, length): none is the size that graphs are traced with.
-SHAPES = ((1, 2), (1, 7), (4, 12), (2, 33), (3, 128))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One output at one size: the largest difference, and how often the argmax agrees."""
-
-    batch: int
-    length: int
-    padded: bool
-    output: str
-    difference: float
-    agreement: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The comparison of an exported file with its graph.
-
-    `first` names the first node at which they differ, where one can be told.
-    """
-
-    kind: str
-    file: str
-    tolerance: float
-    rows: tuple[Row, ...]
-    first: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every output at every size is within the tolerance; NaN is not."""
-        return all(r.difference <= self.tolerance for r in self.rows)
-
-    @property
-    def difference(self) -> float:
-        """The largest difference; NaN where any is."""
-        return float(np.max([r.difference for r in self.rows]))
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as data."""
-        return {
-            "kind": self.kind,
-            "file": self.file,
-            "tolerance": self.tolerance,
-            "ok": self.ok,
-            "first": self.first,
-            "rows": [asdict(r) for r in self.rows],
-        }
+# A file's kernels add in another order than torch's, and round their own way.
+MULTIPLE = 8.0  # times what rounding does to the graph's own outputs
+STEPS = 4.0  # of the dtype at the largest output, below which nothing is told apart
+ASSUMED = 32.0  # such steps, where the graph cannot be run in float64
 
 
 def verify(
-    graph: Program, folder: str | Path | Exported, *, tolerance: float = TOLERANCE
+    graph: Program,
+    folder: str | Path | Exported,
+    *,
+    tolerance: float | None = None,
+    deep: bool = False,
 ) -> Report:
-    """Run the exported file in a process of its own and compare it with `graph`.
+    """Compare every weight of an exported file with `graph`, and what it gives with the graph's.
 
-    That process imports the file's runtime and not peftc. Every position is compared, those of
-    padding as well, where the format is a whole graph.
+    The file runs in a process of its own, which imports the file's runtime and not peftc, on
+    texts of many lengths, padded on either side, with ids from the whole vocabulary: all of them
+    where that costs little, or with `deep`, which also converts the graph anew to compare its
+    operations and constants with the file's: some do less than rounding. Every position is
+    compared, those of padding as well, where it is on the right and the format is a whole graph.
+
+    An output may differ by a small multiple of what rounding does to the graph's own on the same
+    inputs, measured beside a run in float64; `tolerance` puts one number in the place of that.
 
     Raises:
-        PeftcError: E303 for a damaged file, E406 where its runtime cannot run it.
+        PeftcError: E303 for a damaged file, E406 where its runtime cannot run it, E415 where it
+            was made of another graph.
     """
     exported = folder if isinstance(folder, Exported) else read_export(folder)
-    backend(exported.kind).check_installed()
+    target = backend(exported.kind)
+    target.check_installed()
     if (task := exported.facts.get("task")) is not None:
         graph = select_task(graph, task)
-    sizes = [
-        sound_sizes(
-            {"batch": b, "sequence": s, "decoder_sequence": max(1, s - 1)}, graph.signature.config
-        )
-        for b, s in shapes_for(graph)
-    ]
-    vocabulary = vocabulary_of(graph.signature.config)
+    check_belongs(graph, exported)
+    cases, ids, vocabulary = cases_for(graph, deep=deep)
+    names = [o.name for o in graph.signature.outputs]
+    hidden = [c.hidden(real_only=target.real_only) for c in cases]
+    wanted, noises = ours(graph, cases, hidden, deep=deep)
+    given = {f"{k}/{n}": v.numpy() for k, c in enumerate(cases) for n, v in c.values.items()}
+    got = run(exported, given, len(cases), names, graph)
+    weights, compared = differing_weights(graph, exported)  # of a file that runs
+    rows = []
+    for k, case in enumerate(cases):
+        for j, name in enumerate(names):
+            a, b = real(wanted[k][j], hidden[k]), real(got[k][j], hidden[k])
+            noise, typical = noises[k][j]
+            allowed = MULTIPLE * noise if tolerance is None else tolerance
+            size = (case.batch, case.length, case.padded)
+            difference, rms, agreement = apart(a, b)
+            rows.append(Row(*size, name, difference, agreement, noise, allowed, rms, typical))
+    lines = differing_lines(graph, exported) if deep else None
+    report = Report(
+        exported.kind, exported.file, tolerance, tuple(rows),
+        weights, compared, ids, vocabulary, lines,
+    )  # fmt: skip
+    if not report.differing:
+        return report
+    bad = max(range(len(rows)), key=lambda k: (not rows[k].ok, rows[k].output in report.differing))
+    k, j = divmod(bad, len(names))
+    largest = max(1.0, largest_of(real(wanted[k][j], hidden[k])))
+    allowed = max(rows[bad].tolerance / largest, 1e-6)
+    first = first_difference(graph, exported, cases[k].values, allowed)
+    return replace(report, first=first)
+
+
+def check_belongs(graph: Program, exported: Exported) -> None:
+    """Refuse to compare a file with a graph that is called otherwise.
+
+    Raises:
+        PeftcError: E415.
+    """
+    for what, own in (("inputs", graph.signature.inputs), ("outputs", graph.signature.outputs)):
+        ours = [(e.name, list(e.dims)) for e in own]
+        theirs = [(e["name"], e["dims"]) for e in exported.facts[what]]
+        if ours != theirs:
+            raise error(
+                "E415",
+                f"{exported.folder} was not exported from this graph",
+                notes=tuple(
+                    f"{what} of the {whose}: {', '.join(map(shown, ends))}"
+                    for ends, whose in ((theirs, "file"), (ours, "graph"))
+                ),
+                help=("name the artifact that it was exported from, as it is now",),
+            )
+
+
+def shown(end: tuple[str, Sequence[int | str]]) -> str:
+    """An input or output with its axes."""
+    return f"{end[0]} [{', '.join(map(str, end[1]))}]"
+
+
+def ours(
+    graph: Program, cases: Sequence[Case], hidden: Sequence[Sequence[Tensor]], *, deep: bool
+) -> tuple[list[list[Tensor]], list[list[tuple[float, float]]]]:
+    """(the graph's outputs in every case, how far rounding moves each: at most, typically).
+
+    The noise is measured in core cases, in all with `deep`. Elsewhere, and as the least, it is
+    as large for its outputs as it is in the core cases: twice the largest, the median. The
+    second number is the root mean square, NaN where it was not measured.
+    """
     device = next(graph.parameters()).device
-    cases, given, wanted, masks = {}, [], [], []
+    values = [[v.to(device) for v in c.values.values()] for c in cases]
+    measured = [k for k, c in enumerate(cases) if deep or c.core]
     training = graph.training
     graph.eval()
-    for k, size in enumerate(sizes):
-        values = {i.name: example_value(i, size, vocabulary) for i in graph.signature.inputs}
-        given.append(values)
-        cases |= {f"{k}/{n}": v.numpy() for n, v in values.items()}
-        real = backend(exported.kind).real_only
-        masks.append([v for n, v in values.items() if real and n.endswith("attention_mask")])
-        with torch.no_grad():
-            found = run_flat(graph, [v.to(device) for v in values.values()])
-            wanted.append([t.cpu() for t in found])
-    graph.train(training)
-    names = [o.name for o in graph.signature.outputs]
-    got = run(exported, cases, len(sizes), names, graph)
-    rows = tuple(
-        compared(size, name, a, b, mask)
-        for size, ours, theirs, mask in zip(sizes, wanted, got, masks, strict=True)
-        for name, a, b in zip(names, ours, theirs, strict=True)
-    )
-    report = Report(exported.kind, exported.file, tolerance, rows)
-    if report.ok:
-        return report
-    bad = next(r for r in rows if not r.difference <= tolerance)
-    values = given[rows.index(bad) // len(names)]
-    return replace(report, first=first_difference(graph, exported, values, tolerance))
+    try:
+        runs = Together(graph, values, measured)
+        own, wide = runs.outputs()
+    finally:
+        graph.train(training)
+    wanted = [[t.cpu() for t in outputs] for outputs in own]
+    noises: list[list[tuple[float, float]]] = [[] for _ in cases]
+    for j in range(len(graph.signature.outputs)):
+        real_ones = [real(outputs[j], h) for outputs, h in zip(wanted, hidden, strict=True)]
+        sizes = [largest_of(t) for t in real_ones]
+        step = torch.finfo(dtype).eps if (dtype := wanted[0][j].dtype).is_floating_point else 0.0
+        found = {k: apart(real(w[j].cpu(), hidden[k]), real_ones[k]) for k, w in wide.items()}
+        parts = [n / sizes[k] for k, (n, *_) in found.items() if sizes[k] > 0 and np.isfinite(n)]
+        most = 2 * max(parts) if parts else ASSUMED * step
+        least = max(float(np.median(parts)) if parts else 0.0, STEPS * step / MULTIPLE)
+        for k, size in enumerate(sizes):
+            noise, rms, _ = found.get(k, (most * size, float("nan"), 0.0))
+            noise = max(noise if np.isfinite(noise) else most * size, least * size)
+            noises[k].append((noise, max(rms, step * size / 16)))
+    return wanted, noises
 
 
-def shapes_for(graph: Program) -> list[tuple[int, int]]:
-    """The sizes to compare at, the longest within what the model's positions allow."""
-    signature = graph.signature
-    own = getattr(signature.config.get_text_config(), "max_position_embeddings", None) or 512
-    # Of a graph that is not applied: two rows, since some models count from the padding id on.
-    limit = min(signature.longest.values(), default=own - 2)
-    tasks = [(i.below, 9) for i in signature.inputs if i.below is not None]
-    return list(dict.fromkeys((b, min(s, limit)) for b, s in (*SHAPES, *tasks)))
-
-
-def compared(
-    size: dict[str, int], name: str, ours: Tensor, theirs: Tensor, masks: Sequence[Tensor] = ()
-) -> Row:
-    """One output of the graph and of the file, without the positions that a mask of it hides."""
+def real(output: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """An output with zeros at the positions that a mask of it hides."""
     for mask in masks:
-        if ours.dim() > 1 and ours.shape == theirs.shape and ours.shape[:2] == mask.shape:
-            keep = mask.bool().reshape(*mask.shape, *[1] * (ours.dim() - 2))
-            ours, theirs = ours.where(keep, 0), theirs.where(keep, 0)
-            break
+        if output.dim() > 1 and output.shape[:2] == mask.shape:
+            keep = mask.bool().reshape(*mask.shape, *[1] * (output.dim() - 2))
+            return output.where(keep, 0)
+    return output
+
+
+def largest_of(output: Tensor) -> float:
+    """The largest finite number of an output, without its sign."""
+    value = output.double().abs()
+    return value.where(value.isfinite(), 0.0).max().item() if value.numel() else 0.0
+
+
+def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+    """(the largest difference, its root mean square, how often the argmax is the same).
+
+    NaN where the shapes differ.
+    """
     if ours.shape != theirs.shape:
-        difference, agreement = float("nan"), 0.0
-    else:
-        difference = (ours.double() - theirs.double()).abs().max().item()
-        agreement = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
-    padded = size["batch"] > 1 and size["sequence"] > 3
-    return Row(size["batch"], size["sequence"], padded, name, difference, agreement)
+        return float("nan"), float("nan"), 0.0
+    a, b = ours.double(), theirs.double()
+    difference = torch.where(a == b, 0.0, (a - b).abs())
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    return difference.max().item(), difference.square().mean().sqrt().item(), same

@@ -109,6 +109,12 @@ RandomWeights = Annotated[
     ),
 ]
 
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tol", help="The largest difference that passes; what rounding does, if left out."
+    ),
+]
 Without = Annotated[
     str | None,
     typer.Option("--without", metavar="LAYERS", help="Leave out the pieces of layers: 0-4."),

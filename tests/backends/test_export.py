@@ -12,7 +12,7 @@ import zoo
 import peftc
 from peftc.backends import backends
 from peftc.backends.export import FACTS
-from peftc.backends.verify import Report, Row
+from peftc.backends.report import Report, Row
 from peftc.diagnostics import PeftcError
 
 FAMILIES = [
@@ -104,7 +104,7 @@ def test_a_wrong_file_is_found_and_a_damaged_one_refused(tmp_path):
 
 
 def test_not_a_number_is_no_match():
-    row = Row(1, 2, False, "logits", float("nan"), 1.0)
+    row = Row(1, 2, "", "logits", float("nan"), 1.0, 1e-6, 1e-5)
     assert not Report("onnx", "model.onnx", 1e-4, (row,)).ok
 
 

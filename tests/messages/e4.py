@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo
 from messages.cases import ONE, Here, case
 from messages.modeling_odd import OddConfig, OddModel
 
@@ -110,9 +111,17 @@ def _(here: Here):
     Path("out").mkdir()
     Path("out/model.onnx").write_bytes(b"none")
     facts = {"kind": "onnx", "file": "model.onnx", "files": {}, "format_version": FORMAT}
+    ends = {"inputs": here.program.signature.inputs, "outputs": here.program.signature.outputs}
+    facts |= {k: [{"name": e.name, "dims": e.dims} for e in v] for k, v in ends.items()}
     facts["session"] = {}
     Path("out", FACTS).write_text(json.dumps(facts))
     peftc.verify(graph(here), "out")
+
+
+@case("E415", "a file of another artifact")
+def _(here: Here):
+    peftc.export(graph(here), "torchscript", "out")
+    peftc.verify(zoo.captured("bert", "token-classification"), "out")
 
 
 @case("E407", "an opset")

@@ -127,3 +127,15 @@ def _(here: Here):
         "export: {fold: [a]}\n"
     )
     return folded(here, text, ("bert", "base"))
+
+
+@case("W401", "prefixes and a prompt for PEFT")
+def _(here: Here):
+    base = zoo.captured("llama", "causal-lm", 1)
+    made = [peftc.apply(s, base, set={"tokens": 5}) for s in ("prefix", "prompt")]
+    own: dict[str, Any] = {"id": "p", "at": "attn.kv", "stack": "decoder"}
+    own["delta"] = {"prefix": {"tokens": 5, "mask": "cached"}}
+    two = zoo.captured("t5", "seq2seq-lm", 1)
+    made.append(peftc.apply({"peftc": 1, "name": "n", "insert": [own]}, two))
+    found = [peftc.export(g, "peft", f"out{k}").notes for k, g in enumerate(made)]
+    return SimpleNamespace(notes=[n for notes in found for n in notes])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import complain, emit, progress, say
-from peftc.cli.options import ArtifactArgument, Force, Json, Only, Trust, Without
+from peftc.cli.options import ArtifactArgument, Force, Json, Only, Tolerance, Trust, Without
 from peftc.cli.verbs.verify import print_report
 
 ORDER = 7
@@ -52,7 +52,7 @@ def export(
     without: Without = None,
     insertion: Only = None,
     trust: Trust = False,
-    tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
+    tol: Tolerance = None,
     force: Force = False,
     json: Json = False,
 ) -> None:

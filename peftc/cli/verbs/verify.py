@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.console import emit, progress, say, table
-from peftc.cli.options import ArtifactArgument, Json, Only, Trust, Without
+from peftc.cli.options import ArtifactArgument, Json, Only, Tolerance, Trust, Without
 from peftc.diagnostics import error
 
 ORDER = 8
-EXAMPLES = ("peftc verify out out/onnx", "peftc verify out/runs/001 out/runs/001/onnx --tol 1e-5")
+EXAMPLES = ("peftc verify out out/onnx", "peftc verify out/runs/001 out/runs/001/onnx --deep")
+SHOWN = 14  # cases, or weights, that are listed
 
 
 def verify(
@@ -22,10 +23,14 @@ def verify(
     without: Without = None,
     insertion: Only = None,
     trust: Trust = False,
-    tol: Annotated[float, typer.Option(help="The largest difference that passes.")] = 1e-4,
+    tol: Tolerance = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also compare operations and constants; run more ids."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Run an exported file with its own runtime and compare it with the artifact's graph."""
+    """Compare an exported file with the artifact's graph: its weights, and what it gives."""
     import peftc
     from peftc.backends import backend
     from peftc.backends.export import read_export
@@ -38,7 +43,7 @@ def verify(
             without=without, insertion=insertion, weights=numbers, trust=trust,
         )  # fmt: skip
     with progress("verifying"):
-        report = peftc.verify(graph, opened, tolerance=tol)
+        report = peftc.verify(graph, opened, tolerance=tol, deep=deep)
     if json:
         emit(report.to_json())
     else:
@@ -101,21 +106,57 @@ def device_of(wanted: str) -> str:
 
 
 def print_report(report: Any) -> None:
-    """The comparison as a table, and the verdict."""
+    """The comparison as tables, and the verdict."""
+    order = sorted(report.rows, key=lambda r: r.ok)  # what differs first
     table(
         f"verify  {report.kind}, in a process of its own",
-        [("INPUT", ""), ("OUTPUT", ""), ("MAX |DIFF|", "right"), ("ARGMAX SAME", "right")],
+        [("INPUT", ""), ("OUTPUT", ""), ("MAX |DIFF|", "right"), ("ALLOWED", "right"),
+         ("ARGMAX SAME", "right")],
         [
             (
-                f"batch {r.batch}, length {r.length}{', padded' if r.padded else ''}",
+                f"batch {r.batch}, length {r.length}{padding(r.padded)}",
                 r.output,
                 f"{r.difference:.1e}",
+                f"{r.tolerance:.1e}",
                 f"{100 * r.agreement:.0f} %",
             )
-            for r in report.rows
+            for r in order[:SHOWN]
         ],
-    )
-    verdict = "PASS" if report.ok else "FAIL"
+    )  # fmt: skip
+    if len(order) > SHOWN:
+        say(f"and {len(order) - SHOWN:,} more rows, {sum(not r.ok for r in order):,} of all differ")
+    if report.weights:
+        table(
+            f"{len(report.weights):,} of {report.compared:,} weights differ",
+            [("WEIGHT", ""), ("DIFFERS IN", ""), ("MAX |DIFF|", "right")],
+            [
+                (w.name, w.how, "" if w.difference != w.difference else f"{w.difference:.1e}")
+                for w in report.weights[:SHOWN]
+            ],
+        )
+        if (more := len(report.weights) - SHOWN) > 0:
+            say(f"and {more:,} more weights")
+    else:
+        say(f"weights: {report.compared:,} compared, none differs")
+    if report.lines is not None:
+        count = f"{len(report.lines):,} lines" if report.lines else "none"
+        say(f"operations and constants: compared with the graph converted anew, {count} differ")
+        for line in report.lines[:SHOWN]:
+            say(f"   {line}")
+    if report.vocabulary:
+        more = "" if report.ids >= report.vocabulary else "; --deep runs more"
+        say(f"ids: {report.ids:,} of {report.vocabulary:,} were run{more}")
+    for name, times in report.far.items():
+        if all(r.ok for r in report.rows if r.output == name):
+            say(f"{name}: its root mean square is off by {times:.1f} times the noise's; 4 pass")
     if report.first:
         say(f"the first node that differs: {report.first}")
-    say(f"{verdict}  max |diff| {report.difference:.1e}  (tolerance {report.tolerance:.0e})")
+    allowed = "rounding on these inputs" if report.tolerance is None else f"{report.tolerance:.0e}"
+    verdict = "PASS" if report.ok else "FAIL"
+    say(f"{verdict}  max |diff| {report.difference:.1e}  (allowed: {allowed})")
+
+
+def padding(side: str) -> str:
+    """On which side the texts of a case are padded, as words."""
+    words = {"": "", "both": ", padded left or right"}
+    return words.get(side, f", padded {side}")
