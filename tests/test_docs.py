@@ -90,7 +90,7 @@ def save_llama(folder: Path) -> None:
     )
     save(folder, tokenizer, {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"})
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=4,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=3,
         num_attention_heads=6, num_key_value_heads=2, head_dim=8, intermediate_size=88,
         max_position_embeddings=160, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip

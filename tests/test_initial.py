@@ -70,7 +70,7 @@ def test_text_is_read_by_the_tokenizer_beside_the_model(model_folder, tokenizer)
     assert torch.equal(rows(peftc.apply(spec, program, tokenizer=tokenizer)), want)
     with pytest.raises(PeftcError, match=r"E083.*the base model has no tokenizer"):
         peftc.apply(spec, program)
-    with pytest.raises(PeftcError, match=r"E114.*the text ' ' has no tokens to start from"):
+    with pytest.raises(PeftcError, match=r"E014.*`text` is blank, so it names nothing"):
         peftc.apply(prompt(init={"text": " "}), program, tokenizer=tokenizer)
 
 

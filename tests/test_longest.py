@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import peftc
-from peftc.backends.verify import shapes_for
+from peftc.backends.cases import longest
 from peftc.capture import capture
 from peftc.cli.main import run
 from peftc.dataflow import find_sites
@@ -101,7 +101,7 @@ def test_the_longest_text_is_the_last_that_the_graph_can_read(kind):
                       for i, t in zip(graph.signature.inputs, given, strict=True)]  # fmt: skip
             with pytest.raises((IndexError, RuntimeError)):
                 graph.flat(*longer)
-        assert max(length for _, length in shapes_for(graph)) == left
+        assert longest(graph) == left
 
 
 def test_each_stack_has_a_limit_of_its_own():

@@ -84,6 +84,8 @@ def test_the_demo_does_the_whole_job(tmp_path, capsys):
     assert set(facts["verify"]) == {"onnx", "torchscript"}
     assert all(row["difference"] <= 1e-4 for v in facts["verify"].values() for row in v["rows"])
     assert facts["after"]["accuracy"] > facts["before"]["accuracy"] + 0.2
-    assert {p.name for p in out.iterdir()} == {"artifact", "onnx", "torchscript"}
+    assert {p.name for p in out.iterdir()} == {
+        "artifact", "onnx", "torchscript", "peftc.demo.json",
+    }  # fmt: skip
     again = peftc.load(out / "artifact")
     assert peftc.verify(again, out / "onnx").ok

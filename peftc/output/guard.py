@@ -16,8 +16,8 @@ from peftc.output.recover import HIDDEN
 LOCK, EXPORT, RUN, DEMO = "peftc.lock.json", "peftc.export.json", "run.json", "peftc.demo.json"
 # What files of ours begin with: plans, the schema, pages, pictures, specs.
 MARKS = re.compile(
-    rb'"kind": "peftc plan"|"title": "peftc spec"|<meta name="generator" content="peftc">'
-    rb"|<!-- peftc -->|^peftc:",
+    rb'"kind": "peftc plan"|"title": "peftc spec"|"\$id": "urn:peftc:'
+    rb'|<meta name="generator" content="peftc">|<!-- peftc -->|^peftc:',
     re.MULTILINE,
 )
 HEAD = 8192  # bytes of a file that are looked at

@@ -184,7 +184,7 @@ def exported(tmp_path_factory):
 LAYER = "encoder.layer.0."
 PLANTED = [
     ("onnx", tensor("word_embeddings.weight", row(57)), "weights outputs"),
-    ("onnx", tensor("position_embeddings.weight", row(-1)), "weights"),
+    ("onnx", tensor("position_embeddings.weight", row(-1)), "weights outputs"),
     ("onnx", tensor(LAYER + "output.LayerNorm.weight", off(1e-3)), "weights outputs"),
     ("onnx", tensor(LAYER + "attention.self.query.weight", times(1.001)), "weights outputs"),
     ("onnx", corruptions.setting("LayerNormalization", "epsilon", 1e-5), "outputs"),

@@ -52,7 +52,9 @@ def test_specs_show_copy_and_compare_it(here, capsys):
     assert "delta:\n    low_rank:\n      rank: 3\n" in shown
     assert run(["specs", "cp", "plan.json", "mine.yaml"]) == 0
     assert run(["specs", "diff", "plan.json", "mine.yaml"]) == 0
-    assert capsys.readouterr().out == "wrote mine.yaml\nNext:  peftc check mine.yaml\n"
+    assert capsys.readouterr().out == (
+        "wrote mine.yaml, and spec.schema.json for editors\nNext:  peftc check mine.yaml\n"
+    )
     assert run(["specs", "diff", "lora", "plan.json"]) == 0
     changed = [t for t in capsys.readouterr().out.splitlines() if t[:1] in "+-" and t[1:2] == " "]
     assert changed == [

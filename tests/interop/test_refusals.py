@@ -77,7 +77,7 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     checkpoint(tmp_path / "german", LORA)
     assert refused(opened, tmp_path) == (
         f"error[E310]: {tmp_path} holds no checkpoint itself, but 1 inside\n"
-        f"  = help: peftc import {tmp_path / 'german'} ..."
+        f"  = help: peftc import {tmp_path / 'german'} -o DIR"
     )
 
 

@@ -118,6 +118,7 @@ def test_a_schema_that_is_there_is_kept(tmp_path, capsys):
         assert beside.read_text() == text
         said = "of another version of peftc" if named else "is no schema of peftc"
         assert said in capsys.readouterr().err
+    beside.write_text(older)
     assert run(["schema", "-o", str(beside), "--force"]) == 0
     assert run(["specs", "cp", str(copy), str(tmp_path / "b.yaml")]) == 0
     assert (tmp_path / "b.yaml").read_text() == path_of("lora").read_text()

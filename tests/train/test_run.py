@@ -14,6 +14,7 @@ from peftc.output.guard import LOCK, RUN
 from peftc.output.recover import MARKER
 from peftc.train.loop import checkpoints
 from peftc.train.run import new_run, start_run, unfinished
+from peftc.train.settings import Settings
 
 
 @pytest.fixture
@@ -71,8 +72,9 @@ def test_a_run_that_was_being_replaced_is_found_and_keeps_its_number(artifact):
     run.rename(room / "old")
     (room / "new").mkdir()
     facts = {"format_version": FORMAT, "finished": False, "artifact": "../..", "files": {}}
-    (room / "new" / RUN).write_text(json.dumps({**facts, "which": "new"}))
-    assert unfinished(run)[1]["which"] == "new"
+    settings = Settings(epochs=7).to_json()
+    (room / "new" / RUN).write_text(json.dumps({**facts, "settings": settings}))
+    assert unfinished(run)[1]["settings"]["epochs"] == 7
     run.rename(room / "new")  # as it was, beside what it replaces
     assert started(artifact).name == "002"
     assert sorted(p.name for p in (artifact / "runs").iterdir()) == ["001", "002"]
