@@ -32,9 +32,9 @@ from transformers import (
 )
 
 import peftc
+from peftc.artifact.lock import LOCK, SPEC, TENSORS
 from peftc.capture import Program, capture
-from peftc.diagnostics import PeftcError
-from peftc.lock import LOCK, SPEC, TENSORS
+from peftc.ground.diagnostics import PeftcError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from sealing import reseal

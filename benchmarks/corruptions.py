@@ -501,7 +501,7 @@ UNTOUCHED = [
 def made(exports: list[Export], home: Path) -> Iterator[tuple[Export, Any, Path]]:
     """Each export, with its graph."""
     import peftc
-    from peftc.diagnostics import PeftcError
+    from peftc.ground.diagnostics import PeftcError
 
     graphs: dict[tuple[Any, ...], Any] = {}
     for k, one in enumerate(exports):
@@ -520,7 +520,7 @@ def made(exports: list[Export], home: Path) -> Iterator[tuple[Export, Any, Path]
 def seen(graph: Any, folder: Path, *, deep: bool = False) -> tuple[bool, str, float, float]:
     """(whether the comparison fails, by what, the largest and the typical difference / noise)."""
     import peftc
-    from peftc.diagnostics import PeftcError
+    from peftc.ground.diagnostics import PeftcError
 
     try:
         report = peftc.verify(graph, folder, deep=deep)

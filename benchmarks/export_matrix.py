@@ -68,8 +68,8 @@ def formula(graph: Any, base: Any) -> int:
     import flops
     import torch
 
-    from peftc.pieces.prefix import Prefix
-    from peftc.pieces.prompt import Prompt
+    from peftc.methods.prefix.module import Prefix
+    from peftc.methods.prompt.module import Prompt
 
     counted, handles = [0], []
 
@@ -150,7 +150,7 @@ def case(base: Any, method: str, kind: str, home: Path, bases: dict[str, int]) -
     import peftc
     from peftc.backends import backend
     from peftc.backends.export import folded_for, merged
-    from peftc.diagnostics import PeftcError
+    from peftc.ground.diagnostics import PeftcError
 
     spec, settings, fold = METHODS[method]
     if fold == "unmerged" and backend(kind).merges:

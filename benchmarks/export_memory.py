@@ -26,12 +26,12 @@ import torch
 from transformers import LlamaConfig
 
 import peftc
-from peftc.api import APPLIED
 from peftc.backends.weights import Source, write
 from peftc.capture import capture
 from peftc.capture.load import load_model
 from peftc.capture.program import STORED
 from peftc.capture.weight_files import stored_weights
+from peftc.rewrite.applied import APPLIED
 
 TABLE = Path(__file__).parents[1] / "docs" / "export-memory.md"
 NEEDED = 10e9  # bytes of free disk

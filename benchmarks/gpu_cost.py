@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import peftc
 from peftc.backends.bench import bench
 from peftc.capture import capture
-from peftc.pipeline import fold
+from peftc.rewrite.pipeline import fold
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "gpu_cost.jsonl"

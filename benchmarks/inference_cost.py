@@ -30,7 +30,7 @@ from transformers import AutoModel, BertConfig
 import peftc
 from peftc.backends.bench import SCRIPT, Timing, bench, timing
 from peftc.capture import capture
-from peftc.pipeline import fold
+from peftc.rewrite.pipeline import fold
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "inference_cost.jsonl"

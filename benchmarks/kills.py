@@ -32,9 +32,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftc.files import check_intact, read_facts, sha256
-from peftc.output.claim import claimed
-from peftc.output.guard import EXPORT, LOCK, RUN
+from peftc.ground.files import check_intact, read_facts, sha256
+from peftc.ground.output.claim import claimed
+from peftc.ground.output.guard import EXPORT, LOCK, RUN
 
 FORMATS = ("onnx", "torchscript", "aoti", "hf", "peft")
 CHANGES = {
@@ -99,7 +99,7 @@ def trace_once() -> None:
         program.signature = replace(program.signature, config=model.config)
         return program
 
-    peftc.api.capture = copied
+    peftc.rewrite.apply.capture = copied
 
 
 def silence() -> None:
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--two-steps", action="store_true")
     given = parser.parse_args()
     if given.two_steps:
-        from peftc.output import exchange
+        from peftc.ground.output import exchange
 
         exchange.renameat2 = lambda: None  # type: ignore[assignment]
     import peftc.train.trainer  # noqa: F401 (imported once, for every child)

@@ -83,7 +83,7 @@ def sentence(part: str, label: str, draw: random.Random) -> str:
 
 def main() -> None:
     """Write both files."""
-    home = Path(__file__).parents[1] / "peftc" / "demo"
+    home = Path(__file__).parents[1] / "peftc" / "cli" / "demo"
     for part, count in COUNTS.items():
         draw = random.Random(f"demo {part}")
         rows: dict[str, str] = {}

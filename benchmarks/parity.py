@@ -25,7 +25,7 @@ import peft_cases
 import torch
 from torch.nn import functional
 
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "parity.jsonl"

@@ -186,7 +186,7 @@ def prompted(model: Any, graph: Any, given: dict[str, Tensor]) -> Tensor | None:
     Where the model treats embeddings that it is given in another way than its own, a hook on the
     embedding module writes the prompt over dummy ids instead.
     """
-    from peftc.words import plain_token
+    from peftc.rewrite.tokens import plain_token
 
     [(_, piece)] = sites(graph)
     rows = piece.embedding.detach()

@@ -13,8 +13,8 @@ from transformers import BertConfig
 
 import peftc
 from peftc.dataflow.site import Sites
-from peftc.diagnostics import PeftcError
-from peftc.planner import make_plan
+from peftc.ground.diagnostics import PeftcError
+from peftc.planning.make import make_plan
 from peftc.spec.catalogue import names
 
 HOME = Path(__file__).parent.parent / "specs"

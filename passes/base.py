@@ -15,7 +15,7 @@ from peftc.capture.piece_name import piece_name
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import own_copy
 from peftc.capture.values import set_value
-from peftc.diagnostics import PeftcError, error
+from peftc.ground.diagnostics import PeftcError, error
 
 Module = TypeVar("Module", bound=nn.Module)
 Change = Callable[[Tensor], Tensor]  # of a weight; it may work in place on what it is given

@@ -60,12 +60,14 @@ class Merge(Pass):
 
 @functools.cache
 def patterns() -> dict[type[nn.Module], Pattern]:
-    """Every pattern by the piece that it merges, found by walking this package."""
-    import peftc.passes as package
-
+    """Every pattern by the piece that it merges, found by walking `methods`."""
+    # Named, not imported: a pass knows no method, each method knows the passes.
+    home = importlib.import_module("peftc.methods")
     found: dict[type[nn.Module], Pattern] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        for value in vars(importlib.import_module(f"{package.__name__}.{info.name}")).values():
+    for info in pkgutil.walk_packages(home.__path__, f"{home.__name__}."):
+        if info.name.rpartition(".")[2] != "fold":
+            continue
+        for value in vars(importlib.import_module(info.name)).values():
             if isinstance(value, type) and issubclass(value, Pattern) and "piece" in vars(value):
                 found[value.piece] = value()
     return found

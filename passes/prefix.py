@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -20,7 +21,6 @@ from peftc.passes.tasks import task_ids
 from peftc.passes.written_attention import attend_beside
 from peftc.pieces.bank import Bank
 from peftc.pieces.gate import Valve
-from peftc.pieces.prefix import Prefix, Reparameterization
 
 
 @dataclass
@@ -37,9 +37,9 @@ class InsertPrefix(Pass):
 
     id: str
     attentions: Sequence[Attention]
-    pieces: Sequence[Prefix | Bank]
+    pieces: Sequence[Any | Bank]
     lengths: Sequence[int]  # one for all tasks, or one a task
-    reparam: Reparameterization | Bank | None = None
+    reparam: Any | Bank | None = None
     cached: bool = False
     gates: Sequence[Valve | Bank] = ()
     queries: Sequence[Site] = ()  # with gates: of each attention, which read what its gate reads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,7 +15,6 @@ from peftc.passes.base import Pass, add_module, after, call, call_module, curren
 from peftc.passes.lengthen import Lengthen
 from peftc.passes.tasks import task_ids
 from peftc.pieces.bank import Bank
-from peftc.pieces.prompt import Prompt
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ class InsertPrompt(Pass):
 
     id: str
     room: Lengthen
-    piece: Prompt | Bank  # of a bank, all prompts have one length and place
+    piece: Any | Bank  # of a bank, all prompts have one length and place
 
     @property
     def target(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +18,6 @@ from peftc.dataflow.site import Site
 from peftc.passes.base import END, Pass, add_module, after, call, call_module, current, redirect
 from peftc.passes.tasks import task_ids
 from peftc.pieces.bank import Bank, members
-from peftc.pieces.prompt import Prompt
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class InsertRows(Pass):
     id: str
     site: Site
     end: fx.Node
-    piece: Prompt | Bank  # of a bank, all prompts have one length and place
+    piece: Any | Bank  # of a bank, all prompts have one length and place
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ class InsertRows(Pass):
             return call(program, aten.cat.default, ([head, rest], axis), path)
 
     @property
-    def shape(self) -> Prompt:
+    def shape(self) -> Any:
         """A prompt that has the length and place of all."""
         return members(self.piece)[0]
 

@@ -13,12 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftc.ablate import without
-    from peftc.api import apply, plan, select_task, sites, trainable
-    from peftc.artifact import load, save
+    from peftc.api import apply, plan, sites
+    from peftc.artifact.folder import load, save
     from peftc.backends import export, verify
-    from peftc.diagnostics import PeftcError
+    from peftc.ground.diagnostics import PeftcError
     from peftc.interop import import_checkpoint
+    from peftc.rewrite.applied import trainable
+    from peftc.rewrite.apply import select_task
+    from peftc.rewrite.without import without
     from peftc.spec import load_spec
 
 __version__ = "0.1.0"
@@ -26,16 +28,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "apply": "peftc.api",
     "plan": "peftc.api",
-    "select_task": "peftc.api",
+    "select_task": "peftc.rewrite.apply",
     "sites": "peftc.api",
-    "trainable": "peftc.api",
-    "load": "peftc.artifact",
-    "save": "peftc.artifact",
+    "trainable": "peftc.rewrite.applied",
+    "load": "peftc.artifact.folder",
+    "save": "peftc.artifact.folder",
     "export": "peftc.backends",
     "verify": "peftc.backends",
     "load_spec": "peftc.spec",
-    "without": "peftc.ablate",
-    "PeftcError": "peftc.diagnostics",
+    "without": "peftc.rewrite.without",
+    "PeftcError": "peftc.ground.diagnostics",
     "import_checkpoint": "peftc.interop",
 }
 __all__ = [

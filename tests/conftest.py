@@ -65,4 +65,4 @@ def model_folder(tmp_path_factory):
 @pytest.fixture
 def captures_once(monkeypatch):
     """For tests of what stands behind capture: equal models are captured once in a session."""
-    monkeypatch.setattr("peftc.api.capture", zoo.captured_once)
+    monkeypatch.setattr("peftc.rewrite.apply.capture", zoo.captured_once)

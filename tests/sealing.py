@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peftc.lock import LOCK
-from peftc.records import sealed
+from peftc.artifact.lock import LOCK
+from peftc.ground.records import sealed
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda lock: None) -> None:

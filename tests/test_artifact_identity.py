@@ -20,14 +20,14 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import peftc
-from peftc.artifact import fingerprint
-from peftc.buffers import Buffer, compared
+from peftc.artifact.buffers import Buffer, compared
+from peftc.artifact.folder import fingerprint
+from peftc.artifact.lock import LOCK, SPEC, read_lock
 from peftc.capture import capture
 from peftc.capture.listing import contents
 from peftc.cli.main import run
 from peftc.cli.verbs.train import padding_of
-from peftc.diagnostics import PeftcError
-from peftc.lock import LOCK, SPEC, read_lock
+from peftc.ground.diagnostics import PeftcError
 
 BERT, LLAMA = ("bert", "sequence-classification"), ("llama", "sequence-classification")
 LORA = {"peftc": 1, "name": "n", "insert": [

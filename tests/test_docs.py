@@ -34,7 +34,7 @@ from transformers import (
 
 import peftc
 from peftc.cli.main import run
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -49,7 +49,7 @@ ELSEWHERE = re.compile(r"--to aoti|--device cuda|^pip |peftc demo|run_aoti|CUDAE
 @functools.cache
 def texts() -> list[dict[str, Any]]:
     """The sentences of the demo."""
-    data = Path(str(files("peftc.demo"))) / "train.jsonl"
+    data = Path(str(files("peftc.cli.demo"))) / "train.jsonl"
     return [json.loads(line) for line in data.read_text().splitlines()]
 
 

@@ -12,9 +12,9 @@ import torch
 import peftc
 from peftc.capture import capture
 from peftc.capture.load import load_model
+from peftc.cli.demo.model import demo_model
 from peftc.cli.main import run
-from peftc.demo.model import demo_model
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 TASKS = ["feature-extraction", "sequence-classification", "token-classification"]
 SPECS = ["houlsby", "prefix", "prompt", "ptuning2", "lora", "ia3"]

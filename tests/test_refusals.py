@@ -12,7 +12,7 @@ from transformers import MambaConfig, MambaModel
 
 import peftc
 from peftc.capture import capture
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.spec.catalogue import names
 
 PROMPT = {"at": "embed.out", "delta": {"prompt": {"tokens": 4}}}

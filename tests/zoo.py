@@ -125,7 +125,7 @@ def kept(looks: tuple[Any, ...], program: Any) -> Any:
 def looks_of(model: Any, static_length: int | None) -> tuple[Any, ...]:
     """What models have in common that give one graph over the same numbers."""
     from peftc.capture.fake import has_numbers
-    from peftc.plan_file import config_hash
+    from peftc.planning.file import config_hash
 
     tensors = [*model.parameters(), *model.buffers()]
     sums = [t.sum().item() if has_numbers(t) else t.device.type for t in tensors]

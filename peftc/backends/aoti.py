@@ -21,7 +21,7 @@ from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program
 from peftc.capture.stored import Stored
 from peftc.capture.trace import quiet
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 FILE, CONSTANTS = "model.pt2", "constants.json"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from peftc.backends.wanted import Wanted, wanted_of
 from peftc.capture.program import Program
 from peftc.capture.stored import Stored
-from peftc.diagnostics import Diagnostic, error
+from peftc.ground.diagnostics import Diagnostic, error
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftc.api import APPLIED, Applied
 from peftc.backends.base import Exported, backend
 from peftc.backends.export import export, read_export
 from peftc.backends.process import last_words
 from peftc.backends.weights import base_files
 from peftc.capture.inputs import example_value
 from peftc.capture.program import STORED, Input, Program
-from peftc.diagnostics import error
-from peftc.output.staging import room_in
+from peftc.ground.diagnostics import error
+from peftc.ground.output.staging import room_in
+from peftc.rewrite.applied import APPLIED, Applied
 
 SCRIPT = Path(__file__).parent / "runners" / "run_bench.py"
 ROUNDS, WARM_UP = 60, 5

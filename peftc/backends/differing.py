@@ -22,7 +22,7 @@ from peftc.backends.weights import fill
 from peftc.capture.normalise import weight
 from peftc.capture.program import Program
 from peftc.capture.walk import walk
-from peftc.output.staging import room_in
+from peftc.ground.output.staging import room_in
 
 PROBED = "peftc.probed.onnx"
 

@@ -9,22 +9,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftc.api import APPLIED, Applied, select_task
 from peftc.backends.base import Backend, Exported, backend
 from peftc.backends.facts import Facts
 from peftc.backends.triton import CONFIG, VERSION, check_layout, config
 from peftc.backends.weights import base_files, fill, in_place, linkable
 from peftc.capture.program import Input, Output, Program
 from peftc.capture.stored import StoredWeights, stored_of
-from peftc.diagnostics import error
-from peftc.files import FORMAT, check_intact, sha256
-from peftc.machine import check_disk
-from peftc.merging import Outcome, apart, insertions, outcomes, wanted
-from peftc.output.guard import check_free
-from peftc.output.recover import recovered
-from peftc.output.staging import staged
-from peftc.pipeline import fold as folded
-from peftc.records import read_record
+from peftc.ground.diagnostics import error
+from peftc.ground.files import FORMAT, check_intact, sha256
+from peftc.ground.machine import check_disk
+from peftc.ground.output.guard import check_free
+from peftc.ground.output.recover import recovered
+from peftc.ground.output.staging import staged
+from peftc.ground.records import read_record
+from peftc.rewrite.applied import APPLIED, Applied
+from peftc.rewrite.apply import select_task
+from peftc.rewrite.merging import Outcome, apart, insertions, outcomes, wanted
+from peftc.rewrite.pipeline import fold as folded
 from peftc.runtime import fingerprint
 
 FACTS = "peftc.export.json"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
-from peftc.lock import Dtype
-from peftc.records import FileName, Record, Sha256
+from peftc.artifact.lock import Dtype
+from peftc.ground.records import FileName, Record, Sha256
 
 Dims = list[NonNegativeInt | str]
 

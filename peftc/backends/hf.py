@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from peftc.api import Applied
 from peftc.backends.base import Backend, Exported
 from peftc.backends.wanted import Wanted
 from peftc.backends.weights import BASE, Source, base_files, write
@@ -20,9 +19,10 @@ from peftc.capture.load import load_model
 from peftc.capture.program import Program, attribute
 from peftc.capture.stored import Stored, StoredWeights
 from peftc.capture.weight_files import INDEX, read_header
-from peftc.diagnostics import error
-from peftc.merging import insertions
+from peftc.ground.diagnostics import error
 from peftc.passes.base import settled
+from peftc.rewrite.applied import Applied
+from peftc.rewrite.merging import insertions
 
 # What a model folder holds beside its config and weights: the tokenizer's files and the like.
 COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")

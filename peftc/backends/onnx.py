@@ -21,7 +21,7 @@ from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program
 from peftc.capture.stored import Stored
 from peftc.capture.trace import quiet
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.passes.base import settled
 
 OPSETS = (20, 24)  # 23 has a faulty Attention conversion, at 25 the CPU kernels are inlined

@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peftc.api import APPLIED, Applied
 from peftc.backends.base import Backend, Exported
 from peftc.backends.wanted import Wanted
 from peftc.capture.load import load_model
 from peftc.capture.program import Program
-from peftc.diagnostics import Diagnostic, error
+from peftc.ground.diagnostics import Diagnostic, error
 from peftc.interop.checkpoint import CONFIG, WEIGHTS
 from peftc.interop.to_peft import checkpoint_of
+from peftc.methods.prefix.module import Prefix
+from peftc.methods.prompt.module import Prompt
 from peftc.passes.base import pieces
-from peftc.pieces.prefix import Prefix
-from peftc.pieces.prompt import Prompt
+from peftc.rewrite.applied import APPLIED, Applied
 
 CACHELESS = "model.generate(..., use_cache=False)"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peftc.backends.base import Exported, backend
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 SCRIPT = Path(__file__).parent / "runners" / "run_cases.py"
 

@@ -19,8 +19,8 @@ from peftc.backends.weights import fill
 from peftc.capture.normalise import is_check, weight
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
-from peftc.diagnostics import error
-from peftc.files import check_takes
+from peftc.ground.diagnostics import error
+from peftc.ground.files import check_takes
 
 FILE = "model.pt"
 aten = torch.ops.aten

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from peftc.capture.program import Input, Output, Signature
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 CONFIG, VERSION = "config.pbtxt", "1"
 BATCH, LARGEST = "batch", 32

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftc.api import select_task
 from peftc.backends.base import Exported, backend
 from peftc.backends.cases import Case, cases_for
 from peftc.backends.differing import first_difference
@@ -21,7 +20,8 @@ from peftc.backends.report import Report, Row
 from peftc.backends.same_graph import differing_lines
 from peftc.backends.same_weights import differing_weights
 from peftc.capture.program import Program
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
+from peftc.rewrite.apply import select_task
 
 # A file's kernels add in another order than torch's, and round their own way.
 MULTIPLE = 8.0  # times what rounding does to the graph's own outputs

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peftc.api import APPLIED, Applied
-from peftc.base_model import weight_hashes
+from peftc.artifact.base import weight_hashes
 from peftc.capture.fake import has_numbers
 from peftc.capture.program import STORED, Program
 from peftc.capture.stored import CHUNK, Stored, StoredWeights, own_copy
 from peftc.capture.weight_files import DTYPES, read_header, stored_weights
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.passes.base import DEFERRED, set_parameter
+from peftc.rewrite.applied import APPLIED, Applied
 
 BASE, PEFT = "model.safetensors", "peft.safetensors"
 CODES = {dtype: code for code, dtype in DTYPES.items()}

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from peftc.capture.inputs import Example, sound_sizes, vocabulary_of
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet, tracing_state
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 # Shorter than the traced example at batch 1; longer than it and than a 64-token chunk, padded.
 SIZES = (

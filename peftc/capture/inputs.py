@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peftc.capture.program import Input
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 # Every independent axis has its own size: axes of one size become one symbol in the trace.
 SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7}

@@ -12,8 +12,8 @@ import torch
 from peftc.capture.fake import without_weights
 from peftc.capture.suitable import UNQUANTISED
 from peftc.capture.weight_files import stored_weights
-from peftc.diagnostics import PeftcError, error
-from peftc.machine import machine_error
+from peftc.ground.diagnostics import PeftcError, error
+from peftc.ground.machine import machine_error
 
 # The names people give tasks, and transformers' own factory for each.
 TASKS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 LABELS = ("labels", "start_positions", "end_positions")
 IGNORED = -100  # labels with this value do not count

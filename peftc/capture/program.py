@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from peftc.capture.loss import LABELS, decoder_inputs, loss_of
 from peftc.capture.piece_name import is_inserted
 from peftc.capture.tasks import answer
-from peftc.diagnostics import PeftcError, error
+from peftc.ground.diagnostics import PeftcError, error
 
 SIGNATURE = "peftc.signature"  # the key of the Signature in a Program's meta
 STORED = "peftc.stored"  # the key of where the frozen weights are on disk, in a Program's meta

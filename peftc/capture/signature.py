@@ -12,7 +12,7 @@ from transformers import MODEL_MAPPING
 from peftc.capture.inputs import Example
 from peftc.capture.program import Output, Signature
 from peftc.capture.trace import frozen_config
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 
 def signature_of(

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from peftc.capture.fake import has_numbers
 from peftc.capture.program import STORED, Program, attribute
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 CHUNK = 1 << 20  # bytes read at a time: a digest needs no more memory than this
 

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from peftc.capture.inputs import text_config
-from peftc.diagnostics import PeftcError, error
+from peftc.ground.diagnostics import PeftcError, error
 
 # Libraries whose modules stand inside a model that they have changed.
 ADAPTER_LIBRARIES = ("peft", "adapters")

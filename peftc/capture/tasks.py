@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from transformers.utils.generic import ModelOutput
 
 from peftc.capture.loss import IGNORED, LABELS, loss_of
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 TASK_IDS = "task_ids"  # the input that says which task each row belongs to
 

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from peftc.capture.einsum import DECOMPOSITIONS
 from peftc.capture.functional import is_functional
 from peftc.capture.inputs import Example, text_config
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 PADDING = "pad"  # what every such complaint of transformers says: padding token, pad_token_id
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from peftc.capture.stored import Stored, StoredWeights
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {

@@ -15,10 +15,10 @@ def claim(out: Path, *, force: bool = False, inputs: Sequence[str | Path | None]
     `inputs` are what the command reads, which `force` never replaces.
 
     Raises:
-        PeftcError: as `peftc.output.staging.staged`.
+        PeftcError: as `peftc.ground.output.staging.staged`.
     """
-    from peftc.output.claim import claimed
-    from peftc.output.guard import check_free
+    from peftc.ground.output.claim import claimed
+    from peftc.ground.output.guard import check_free
 
     COMMAND.enter_context(claimed(out))
     check_free(out, force=force, inputs=inputs)

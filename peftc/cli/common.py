@@ -12,7 +12,7 @@ import typer
 
 from peftc.cli.claim import COMMAND
 from peftc.cli.console import MANNER
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 PANEL = "Common options"
 COLORS = ("auto", "never", "always")

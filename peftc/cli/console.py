@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from peftc.diagnostics import Diagnostic, visible
+from peftc.ground.diagnostics import Diagnostic, visible
 
 FORMAT = "1.0"
 WIDE = 400  # columns where nobody looks: piped output is never wrapped or cut

@@ -21,9 +21,9 @@ import peftc
 from peftc.cli import verbs
 from peftc.cli.common import examples, with_common
 from peftc.cli.console import MANNER, Manner, complain, console, emit
-from peftc.diagnostics import Diagnostic, PeftcError, PeftcWarning, visible
-from peftc.machine import machine_error
-from peftc.signals import Ended, ending
+from peftc.ground.diagnostics import Diagnostic, PeftcError, PeftcWarning, visible
+from peftc.ground.machine import machine_error
+from peftc.ground.signals import Ended, ending
 
 BUG, USAGE, SIGNALLED = 1, 2, 128  # and the number of the signal that ended it
 ABOUT = "A compiler for model surgery: a YAML spec and a Hugging Face model in, a graph out."

@@ -36,10 +36,10 @@ def free(name: str) -> str:
 def training(graph: Any, folder: Path, *, trust: bool = False) -> str | None:
     """The command that trains an artifact; None where rows of text cannot train it."""
     import peftc
-    from peftc.api import APPLIED
     from peftc.capture.load import load_tokenizer
-    from peftc.diagnostics import PeftcError
-    from peftc.train.data import Task
+    from peftc.ground.diagnostics import PeftcError
+    from peftc.rewrite.applied import APPLIED
+    from peftc.train.task import Task
 
     tasks = graph.signature.tasks
     try:

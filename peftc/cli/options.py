@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftc.cli.common import PANEL
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 MODEL_PANEL = "Model options"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftc.cli.options import assignments, task_for
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 # What `open_model` takes of a plan's options, which are these, the model and the static length.
 OPENING = ("task", "labels", "revision", "dtype", "attn")
@@ -21,7 +21,7 @@ def read_spec(
     Raises:
         PeftcError: E0xx for the spec, E304 for a plan that cannot be read, E008 for --set on one.
     """
-    from peftc.plan_file import is_plan, read_plan
+    from peftc.planning.file import is_plan, read_plan
     from peftc.spec import load_spec
 
     if not is_plan(reference):

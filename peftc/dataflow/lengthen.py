@@ -11,7 +11,7 @@ from peftc.capture.walk import module_of
 from peftc.dataflow.axes import RESHAPES, moved
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.operations import UNARY
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 # Operations on single elements, or along an axis that is not the rows'.
 ALONG = frozenset([

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from peftc.capture.channels import pointwise
 from peftc.capture.program import attribute
 from peftc.dataflow.operations import WEIGHT_STEPS, feature_width
+from peftc.dataflow.relations import Relations
 from peftc.dataflow.site import Weight
-
-if TYPE_CHECKING:
-    from peftc.dataflow.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Projection:
         )  # fmt: skip
 
 
-def weight_of(facts: Facts, node: Any) -> str | None:
+def weight_of(facts: Relations, node: Any) -> str | None:
     """The state_dict name of the floating parameter that `node` is a form of, or None."""
     for _ in range(12):
         if not isinstance(node, fx.Node):
@@ -62,7 +60,7 @@ def weight_of(facts: Facts, node: Any) -> str | None:
     return None
 
 
-def routed(facts: Facts, node: Any) -> bool:
+def routed(facts: Relations, node: Any) -> bool:
     """Whether a value is a weight whose rows a router has chosen, in another layout."""
     while (
         isinstance(node, fx.Node)
@@ -76,7 +74,7 @@ def routed(facts: Facts, node: Any) -> bool:
     return False
 
 
-def projection_at(facts: Facts, node: fx.Node) -> Projection | None:
+def projection_at(facts: Relations, node: fx.Node) -> Projection | None:
     """The projection that `node` computes, or None."""
     op, args = facts.op[node], node.args
     x: Any
@@ -124,7 +122,7 @@ def projection_at(facts: Facts, node: fx.Node) -> Projection | None:
     )
 
 
-def column_product(facts: Facts, node: fx.Node) -> Projection | None:
+def column_product(facts: Relations, node: fx.Node) -> Projection | None:
     """bmm(W, x[..., None])[..., 0]: a linear of one token with the weight of its expert."""
     weight, column = node.args[:2]
     readers = list(node.users)

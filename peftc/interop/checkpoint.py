@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors", "pytorch_adapter.safetensors")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from peftc.ground.diagnostics import error
+
+FORMS = "LoRA, DoRA, IA3, prefix tuning and prompt tuning"
+
 PREFIX = "base_model.model."  # of the tensors of methods that change modules
 PROMPT_PREFIX = "base_model."  # of the heads saved beside a prompt or prefix
 COMMON = (
@@ -29,3 +33,8 @@ LOSSES = {
 def base_name(key: str, prefix: str) -> str:
     """The state_dict name of a base weight: without PEFT's prefix and wrapper."""
     return key.removeprefix(prefix).replace(".base_layer.", ".")
+
+
+def cannot(why: str, *help: str) -> Exception:
+    """E408: PEFT has no form of the graph."""
+    return error("E408", f"PEFT cannot express this graph: {why}", help=(*help, f"it has {FORMS}"))

@@ -14,7 +14,7 @@ from peftc.capture.program import attribute
 from peftc.dataflow.facts import Facts
 from peftc.dataflow.select import module_input, module_paths, module_site
 from peftc.dataflow.site import Attention, Site, Sites
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import Checkpoint
 
 WRAPPED = ("modules_to_save", "original_module")  # inside PEFT's wrapper of a saved module

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peftc.dataflow.naming import numbered_path
 from peftc.dataflow.site import Site
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import CONFIG, NOTHING, Checkpoint
 from peftc.interop.draft import Draft, Found, Places, Reader
 

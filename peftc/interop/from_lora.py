@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from peftc.capture.program import Program, attribute
 from peftc.dataflow.site import Site
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import CONFIG, Checkpoint, check_keys, number
 from peftc.interop.common import COMMON, PREFIX, base_name
 from peftc.interop.draft import Draft, Found, Places, Reader

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peftc.capture.program import attribute
 from peftc.dataflow.site import Attention
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import CONFIG, Checkpoint, check_keys, number
 from peftc.interop.common import COMMON, PROMPT_PREFIX, base_name
 from peftc.interop.draft import Draft, Found, Places, Reader

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import Checkpoint, check_keys, number
 from peftc.interop.common import COMMON
 from peftc.interop.draft import Draft, Found, Places, Reader

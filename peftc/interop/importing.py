@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peftc.api import APPLIED, Applied, Origin, carried_out, program_of, reference_of
 from peftc.capture import Program
 from peftc.capture.piece_name import PieceName
 from peftc.capture.program import attribute
 from peftc.dataflow import find_sites
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 from peftc.interop.checkpoint import CONFIG, Checkpoint, read_checkpoint
 from peftc.interop.describe import spec_of_draft
 from peftc.interop.draft import Draft, Places, Reader, key_of
-from peftc.planned import Plan
-from peftc.planner import make_plan
+from peftc.planning.make import make_plan
+from peftc.planning.plan import Plan
+from peftc.rewrite.applied import APPLIED, Applied, Origin
+from peftc.rewrite.apply import carried_out, program_of, reference_of
 
 
 def import_checkpoint(checkpoint: str | Path | Checkpoint, model: Any) -> Program:

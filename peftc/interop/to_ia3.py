@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.api import Applied
 from peftc.capture.program import Program, attribute
-from peftc.interop.common import PREFIX
+from peftc.interop.common import PREFIX, cannot
 from peftc.interop.to_lora import is_piece
-from peftc.interop.to_peft import cannot, task_type
+from peftc.interop.to_peft import task_type
 from peftc.interop.written import Written, base_weights, options
+from peftc.methods.vector.module import Vector
 from peftc.passes.linears import Linear, linear_of, maker_of
-from peftc.pieces.vector import Vector
+from peftc.rewrite.applied import Applied
 
 aten = torch.ops.aten
 WRITES = (Vector,)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.api import Applied
 from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program, attribute
-from peftc.interop.common import PREFIX
+from peftc.interop.common import PREFIX, cannot
 from peftc.interop.from_lora import number_of, pattern, unscaled
-from peftc.interop.to_peft import cannot, task_type
+from peftc.interop.to_peft import task_type
 from peftc.interop.written import Written, base_weights, options
+from peftc.methods.dora.module import Dora
+from peftc.methods.low_rank.module import LowRank
 from peftc.passes.linears import maker_of
-from peftc.pieces.dora import Dora
-from peftc.pieces.low_rank import LowRank
+from peftc.rewrite.applied import Applied
 
 aten = torch.ops.aten
 WRITES = (LowRank, Dora)

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.api import Applied
 from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program, attribute
-from peftc.diagnostics import error
-from peftc.interop.common import LOSSES
+from peftc.interop.common import LOSSES, cannot
 from peftc.interop.written import Written
-
-FORMS = "LoRA, DoRA, IA3, prefix tuning and prompt tuning"
+from peftc.rewrite.applied import Applied
 
 
 def checkpoint_of(program: Program, applied: Applied) -> Written:
@@ -77,11 +74,6 @@ def writer_for(pieces: list[tuple[fx.Node, Any]]) -> Any:
         names = sorted(k.__name__ for k in kinds)
         raise cannot(f"a checkpoint is of one method, and this graph has {', '.join(names)}")
     raise cannot("nothing is inserted")
-
-
-def cannot(why: str, *help: str) -> Exception:
-    """E408: PEFT has no form of the graph."""
-    return error("E408", f"PEFT cannot express this graph: {why}", help=(*help, f"it has {FORMS}"))
 
 
 def task_type(program: Program, applied: Applied) -> str | None:

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.api import Applied
 from peftc.capture.piece_name import PieceName, piece_name
 from peftc.capture.program import Program
 from peftc.dataflow import find_sites
-from peftc.interop.common import PROMPT_PREFIX
+from peftc.interop.common import PROMPT_PREFIX, cannot
 from peftc.interop.draft import Places
 from peftc.interop.from_prefix import TABLE, counts_keys
-from peftc.interop.to_peft import cannot, task_type
+from peftc.interop.to_peft import task_type
 from peftc.interop.written import Written, base_weights, options
-from peftc.pieces.prefix import Prefix
-from peftc.pieces.prompt import Prompt
+from peftc.methods.prefix.module import Prefix
+from peftc.methods.prompt.module import Prompt
+from peftc.rewrite.applied import Applied
 
 WRITES = (Prefix, Prompt)
 # Losses of models whose outputs are by token, so that the prompt's own can be cut off.

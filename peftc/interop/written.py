@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from peftc.api import Applied
 from peftc.capture.piece_name import is_inserted
 from peftc.capture.program import Program
+from peftc.rewrite.applied import Applied
 
 # Modules that PEFT saves for a task without being told, by the end of their path.
 HEADS = {
@@ -48,7 +48,7 @@ def base_weights(
     Raises:
         PeftcError: E408 where PEFT would save or change other parameters as well.
     """
-    from peftc.interop.to_peft import cannot
+    from peftc.interop.common import cannot
 
     parameters = {n: p for n, p in program.named_parameters() if not is_inserted(n)}
     trained = {n for n, p in parameters.items() if p.requires_grad}

@@ -9,7 +9,7 @@ from typing import Any
 from peftc.dataflow.report import sizes, spans
 from peftc.dataflow.site import Sites
 from peftc.picture.drawing import BOX, HIGH, Drawing
-from peftc.planned import Plan, Planned
+from peftc.planning.plan import Plan, Planned
 
 STAGES = {
     "attn": (("q", "k", "v"), ("kv",), ("heads",), ("out",)),

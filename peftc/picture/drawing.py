@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from peftc.markup import escape
+from peftc.ground.markup import escape
 
 STYLE = """
 svg{--ink:#26303c;--soft:#667080;--line:#9aa4b2;--stream:#3b4656;--page:#fff;--block:#f7f8fa;

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from peftc.build import build_pieces
 from peftc.dataflow.report import report, sizes, spans, where
 from peftc.dataflow.site import Sites
-from peftc.markup import escape
+from peftc.ground.markup import escape
 from peftc.picture.blocks import drawn, picture
-from peftc.planned import Plan, Planned
+from peftc.planning.build import build_pieces
+from peftc.planning.plan import Plan, Planned
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="generator" content="peftc">

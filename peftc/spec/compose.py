@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from peftc.spec.deltas.base import Strict
+from peftc.spec.delta import Strict
 from peftc.spec.one_of import OneOf, one_of
 
 Number = int | float

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from peftc.diagnostics import Span, error
+from peftc.ground.diagnostics import Span, error
 from peftc.spec.catalogue import names, path_of
 from peftc.spec.parse import parse, read_source
 from peftc.spec.problems import near

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from peftc.spec.compose import Compose, Gate
+from peftc.spec.delta import DeltaOptions, Said, Strict
 from peftc.spec.deltas import all_deltas
-from peftc.spec.deltas.base import DeltaOptions, Said, Strict
 from peftc.spec.layers import FORMS, PATTERN, Layers
 from peftc.spec.one_of import OneOf, one_of
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from peftc.spec.delta import DeltaOptions
 from peftc.spec.deltas import all_deltas
-from peftc.spec.deltas.base import DeltaOptions
 from peftc.spec.insertion import ROLES, Insertion
 from peftc.spec.sizes import Sizes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
+from peftc.ground.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
 from peftc.spec.deltas import all_deltas
 from peftc.spec.find import find, source_of
 from peftc.spec.insertion import Insertion

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, GetJsonSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema
 
-from peftc.spec.deltas.base import Strict
+from peftc.spec.delta import Strict
 
 
 class Bare(Strict):

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from peftc.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
-from peftc.reading import first_bytes
+from peftc.ground.diagnostics import Diagnostic, Mistakes, PeftcError, Span, error
+from peftc.ground.reading import first_bytes
 from peftc.spec.source import Source, Where, lines_of
 from peftc.spec.unreadable import control_character, not_utf8, not_yaml, too_large
 

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from peftc.diagnostics import MOST, Diagnostic
+from peftc.ground.diagnostics import MOST, Diagnostic
 from peftc.spec.layers import ChoosesNothing
 from peftc.spec.source import Source
 

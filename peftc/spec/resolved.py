@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from peftc.diagnostics import Span, error
+from peftc.ground.diagnostics import Span, error
 from peftc.spec.insertion import Insertion
 from peftc.spec.layers import Layers
 from peftc.spec.problems import listed, near

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from peftc.spec.compose import Number
-from peftc.spec.deltas.base import Said, Strict
+from peftc.spec.delta import Said, Strict
 from peftc.spec.heads import Head
 from peftc.spec.insertion import SHARE, Insertion, LayersField, Share
 from peftc.spec.layers import FORMS

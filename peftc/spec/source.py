@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftc.diagnostics import Span
+from peftc.ground.diagnostics import Span
 
 Where = tuple[str | int, ...]
 

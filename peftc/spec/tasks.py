@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.ground.diagnostics import Diagnostic, PeftcError
 from peftc.spec.deltas import all_deltas
 from peftc.spec.insertion import Insertion, Variant
 from peftc.spec.legal import IDENTIFIER, illegal

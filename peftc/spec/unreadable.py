@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from peftc.diagnostics import PeftcError, Span, error
+from peftc.ground.diagnostics import PeftcError, Span, error
 from peftc.spec.source import Source, lines_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftc.diagnostics import Diagnostic, Mistakes, Span
+from peftc.ground.diagnostics import Diagnostic, Mistakes, Span
 from peftc.spec.expressions import evaluate, is_expression
 from peftc.spec.problems import clipped, listed, near, shown
 from peftc.spec.source import Source

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from peftc.capture.program import Program
-from peftc.diagnostics import Diagnostic, PeftcError, error
+from peftc.ground.diagnostics import Diagnostic, PeftcError, error
 from peftc.spec.problems import clipped
 from peftc.train.lines import WrongRow, json_lines, parsed
+from peftc.train.task import KEYS, Task, label_number
 
-# A task by the loss of the model: its rows' keys (the second tuple may be left out).
-KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "ForSequenceClassification": (("text", "label"), ("text_pair",)),
-    "ForTokenClassification": (("tokens", "tags"), ()),
-    "ForQuestionAnswering": (("question", "context", "answers"), ("id", "title")),
-    "ForCausalLM": (("text",), ()),
-    "ForMaskedLM": (("text",), ()),
-    "sequence to sequence": (("source", "target"), ()),
-}
 SHOWN = 10  # bad rows named at once
 
 
@@ -45,43 +35,6 @@ class Rows(Dataset):
     def of(self, task: str | None) -> Rows:
         """The rows of one task."""
         return Rows([e for e in self.examples if e.get("task") == task])
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a graph is trained for, by its loss and its labels."""
-
-    kind: str
-    labels: dict[str, int]  # empty where the labels are tokens
-    name: str | None = None  # of several
-    longest: Mapping[str, int] = field(default_factory=dict)  # tokens that have a position
-
-    def within(self, length: int, axis: str = "sequence") -> int:
-        """`length`, or what the model has positions for where that is less."""
-        return min(length, self.longest.get(axis, length))
-
-    @classmethod
-    def of(cls, graph: Program, name: str | None = None) -> Task:
-        """The task that the graph's head is for, or the one of that name.
-
-        Raises:
-            PeftcError: E106 where the graph has no head that can be trained from rows, no such
-                task, or several and none is named.
-        """
-        signature = graph.signature.for_task(name)
-        kind = signature.loss or ""
-        if signature.input("decoder_input_ids") is not None:
-            kind = "sequence to sequence"
-        if kind not in KEYS:
-            raise error(
-                "E106",
-                f"{signature.model_class} has no head that rows of text can train",
-                help=("apply the spec with --task, for example --task sequence-classification",),
-            )
-        labels = {}
-        if kind in ("ForSequenceClassification", "ForTokenClassification"):
-            labels = {str(n): int(k) for k, n in signature.config.id2label.items()}
-        return cls(kind, labels, name, signature.longest)
 
 
 def read_rows(
@@ -187,12 +140,3 @@ def wrong_answers(answers: Any, context: str) -> str | None:
         if type(start) is not int or start < 0 or context[start : start + len(text)] != text:
             return f"the context has no `{text[:40]}` at {start}"
     return None
-
-
-def label_number(name: Any, task: Task) -> int | None:
-    """A label's number, from its name or the number itself; None for no label."""
-    if isinstance(name, bool):
-        return None
-    if isinstance(name, int):
-        return name if name in task.labels.values() else None
-    return task.labels.get(str(name))

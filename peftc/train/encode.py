@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from peftc.capture.loss import IGNORED
-from peftc.train.data import Task, label_number
 from peftc.train.lines import WrongRow
+from peftc.train.task import Task, label_number
 
 TOKEN = 64  # characters of a text that are looked at first, a token
 

@@ -12,8 +12,9 @@ from peftc.capture.loss import IGNORED, LABELS
 from peftc.capture.program import Program
 from peftc.capture.tasks import output_name
 from peftc.train.collate import Collator
-from peftc.train.data import Rows, Task
+from peftc.train.data import Rows
 from peftc.train.metrics import answer_scores, check_libraries, class_scores, tag_scores
+from peftc.train.task import Task
 
 LONGEST = 30  # tokens of an answer (Devlin et al. 2019, the released code)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from peftc.signals import Ended, heeded, without_terminal
+from peftc.ground.signals import Ended, heeded, without_terminal
 
 
 @contextmanager

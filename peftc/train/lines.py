@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftc.diagnostics import Diagnostic, Span, error
-from peftc.reading import opened
+from peftc.ground.diagnostics import Diagnostic, Span, error
+from peftc.ground.reading import opened
 
 LONGEST = 1 << 26  # bytes of a row
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from peftc.api import trainable
-from peftc.base_model import weight_hashes
+from peftc.artifact.base import weight_hashes
 from peftc.capture.program import Program
 from peftc.capture.trace import quiet
-from peftc.diagnostics import error
-from peftc.output.hold import read_json
+from peftc.ground.diagnostics import error
+from peftc.ground.output.hold import read_json
+from peftc.rewrite.applied import trainable
 from peftc.train.collate import Collator
 from peftc.train.data import Rows
 from peftc.train.evaluate import evaluate, leading

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 ENTITY = re.compile(r"O|[BIESLU]-.+")  # tags that mark where an entity begins
 NEEDS = {

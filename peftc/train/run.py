@@ -12,16 +12,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from peftc.artifact import write_artifact
+from peftc.artifact.folder import write_artifact
 from peftc.capture.program import Program
-from peftc.diagnostics import error
-from peftc.files import FORMAT, sha256
-from peftc.output.claim import Busy, claimed
-from peftc.output.guard import RUN
-from peftc.output.place import place_of
-from peftc.output.recover import recovered, sweep
-from peftc.output.staging import staged
-from peftc.records import Record, Sha256, read_record
+from peftc.ground.diagnostics import error
+from peftc.ground.files import FORMAT, sha256
+from peftc.ground.output.claim import Busy, claimed
+from peftc.ground.output.guard import RUN
+from peftc.ground.output.place import place_of
+from peftc.ground.output.recover import recovered, sweep
+from peftc.ground.output.staging import staged
+from peftc.ground.records import Record, Sha256, read_record
 from peftc.train.settings import Settings
 
 EVENTS = "events.jsonl"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 
 @dataclass(frozen=True)

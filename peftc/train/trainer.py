@@ -11,12 +11,12 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
 
-from peftc.api import trainable
-from peftc.artifact import fill, read_tensors
-from peftc.files import FORMAT, check_intact, sha256
-from peftc.lock import TENSORS
-from peftc.output.tree import as_others, flush
-from peftc.records import FileName, Record, Sha256, read_record, sealed
+from peftc.artifact.folder import fill, read_tensors
+from peftc.artifact.lock import TENSORS
+from peftc.ground.files import FORMAT, check_intact, sha256
+from peftc.ground.output.tree import as_others, flush
+from peftc.ground.records import FileName, Record, Sha256, read_record, sealed
+from peftc.rewrite.applied import trainable
 from peftc.train.optimizer import HALF, MasterAdamW
 
 Evaluation = Callable[[], dict[str, float]]

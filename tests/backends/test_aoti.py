@@ -19,7 +19,7 @@ import peftc
 from peftc.backends import backend
 from peftc.backends.aoti import CONSTANTS, compiled, write_beside
 from peftc.backends.export import folded_for
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 CASE = ("bert", "base", "lora", False)
 SCRIPT = """

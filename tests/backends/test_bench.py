@@ -14,7 +14,7 @@ import zoo
 import peftc
 from peftc.backends.bench import SCRIPT, bench, inputs_at, timing
 from peftc.cli.main import run
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 CASE = ("bert", "base", "prompt", False)
 FEW: dict[str, Any] = {"batches": (1, 3), "lengths": (6,), "rounds": 4}

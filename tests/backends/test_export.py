@@ -13,7 +13,7 @@ import peftc
 from peftc.backends import backends
 from peftc.backends.export import FACTS
 from peftc.backends.report import Report, Row
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 FAMILIES = [
     ("bert", "sequence-classification"),

@@ -7,10 +7,10 @@ import task_specs
 import zoo
 
 import peftc
-from peftc.api import APPLIED
 from peftc.backends import backend
 from peftc.backends.export import merged
 from peftc.cli.verbs.export import folded
+from peftc.rewrite.applied import APPLIED
 
 LORA = {"low_rank": {"rank": 2}}
 TWO = [

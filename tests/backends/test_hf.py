@@ -22,7 +22,7 @@ from tolerances import EXPORT
 
 import peftc
 from peftc.backends.hf import NOT_COPIED
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 LORA = {"low_rank": {"rank": 3}}
 # Two methods on one linear, biases, norms and a head trained: everything that can be merged.

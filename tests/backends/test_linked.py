@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import peftc
 from peftc.capture.listing import listing
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.runtime import DeploymentError, Session
 
 CUDA = "CUDAExecutionProvider"

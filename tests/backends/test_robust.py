@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import peftc
-from peftc import files
-from peftc.artifact import LOCK
+from peftc.artifact.folder import LOCK
 from peftc.backends import backend, torchscript, weights
-from peftc.diagnostics import PeftcError
-from peftc.output.staging import staged
+from peftc.ground import files
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.output.staging import staged
 from peftc.runtime import DeploymentError, Session
 
 exporting = sys.modules["peftc.backends.export"]  # the package has a function of this name
@@ -70,7 +70,7 @@ def test_a_disk_that_becomes_full_under_torchs_own_writer(old, monkeypatch):
 
 
 def test_a_disk_with_too_little_room_is_refused_before_the_work(old, monkeypatch):
-    monkeypatch.setattr("peftc.machine.free_disk", lambda _place: 1000)
+    monkeypatch.setattr("peftc.ground.machine.free_disk", lambda _place: 1000)
     with pytest.raises(PeftcError) as caught:
         peftc.export(linking.weightless(*CASE), "onnx", old, weights="copy", force=True)
     text = str(caught.value).splitlines()[0]

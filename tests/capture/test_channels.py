@@ -11,7 +11,7 @@ from transformers import SqueezeBertConfig, SqueezeBertModel
 
 import peftc
 from peftc.capture.channels import channels_last
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 BEFORE = """
 %first = permute(%x, [0, 2, 1])

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import peftc
 from peftc.capture import capture
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import MBartConfig, MBartForSequenceClassification
 import peftc
 from peftc.capture import capture
 from peftc.dataflow import find_sites
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 CLOSE = PARITY[torch.float32]
 TOKENS = 5

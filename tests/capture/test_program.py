@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 FAMILIES = [
     ("bert", "base"),

@@ -11,7 +11,7 @@ from transformers import AutoConfig, BitsAndBytesConfig
 from peftc.capture.fake import without_weights
 from peftc.capture.load import check_unquantised, load_model, model_class
 from peftc.capture.suitable import check_suitable
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 FAMILY = ("bert", "sequence-classification")
 

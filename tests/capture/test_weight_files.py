@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from peftc.capture.weight_files import stored_weights
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 
 def test_shards_are_found_by_their_index(tmp_path):

@@ -12,10 +12,10 @@ import task_specs
 import zoo
 
 import peftc
-from peftc.api import APPLIED
 from peftc.cli.main import run
 from peftc.cli.next_step import command, flags, free, training
 from peftc.cli.verbs.plan import ends
+from peftc.rewrite.applied import APPLIED
 
 KEPT = {"delta": {"prompt": {"tokens": 3}}, "compose": {"prepend": {"trim": False}}}
 KEPT_PROMPT = {"peftc": 1, "name": "k", "insert": [{"id": "p", "at": "embed.out", **KEPT}]}

@@ -15,7 +15,7 @@ from transformers import (
 from peftc.capture import capture
 from peftc.capture.inputs import example_for
 from peftc.dataflow import find_sites
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,

@@ -13,7 +13,7 @@ from tolerances import PARITY
 from torch.nn import functional
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 HOUSLBY = {
     "mh_adapter": True, "output_adapter": True, "reduction_factor": 4, "non_linearity": "swish",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tolerances import PARITY
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LORA = {"low_rank": {"rank": 3}}

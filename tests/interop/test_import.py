@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tolerances import PARITY
 
 import peftc
-from peftc.api import APPLIED
+from peftc.rewrite.applied import APPLIED
 
 TASKS = {
     "SEQ_CLS": "sequence-classification",

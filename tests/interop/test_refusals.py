@@ -10,7 +10,7 @@ import zoo
 from safetensors.torch import save_file
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.interop.importing import opened
 
 LORA = {

@@ -21,7 +21,7 @@ from typing import Any
 import zoo
 
 import peftc
-from peftc.diagnostics import Diagnostic, PeftcError
+from peftc.ground.diagnostics import Diagnostic, PeftcError
 
 CASES: dict[str, list[tuple[str, Callable[[Here], Any]]]] = {}
 ONE = "peftc: 1\nname: n\ninsert:\n  - id: a\n    at: ffn.out\n    delta: {bottleneck: {dim: 8}}\n"
@@ -72,7 +72,7 @@ class Here:
         """Run a command, its refusal raised rather than printed, equal models captured once."""
         from peftc.cli.main import build, refused
 
-        self.monkeypatch.setattr("peftc.api.capture", zoo.captured_once)
+        self.monkeypatch.setattr("peftc.rewrite.apply.capture", zoo.captured_once)
         try:
             build()(args=list(argv), standalone_mode=False, prog_name="peftc")
         except Exception as wrong:
@@ -80,7 +80,7 @@ class Here:
 
     def artifact(self, spec: Any = "lora", reference: str | None = "model") -> Path:
         """./out, made from a spec and the tiny model."""
-        from peftc.api import APPLIED
+        from peftc.rewrite.applied import APPLIED
 
         graph = peftc.apply(spec, self.program)
         graph.meta[APPLIED].reference = reference

@@ -13,7 +13,7 @@ from transformers import AutoModel, BeitConfig, BertModel, Wav2Vec2Config
 import peftc
 from peftc.capture import capture
 from peftc.dataflow import find_sites
-from peftc.planner import make_plan
+from peftc.planning.make import make_plan
 from peftc.spec import load_spec
 
 LOW_RANK = "delta: {low_rank: {rank: 4}}"
@@ -72,7 +72,7 @@ def _(here: Here):
 def _(here: Here):
     from sealing import reseal
 
-    from peftc.lock import SPEC
+    from peftc.artifact.lock import SPEC
 
     folder = here.artifact()
     path = folder / SPEC

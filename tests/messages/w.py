@@ -16,8 +16,8 @@ from sealing import older, reseal
 
 import peftc
 from peftc.dataflow import find_sites
-from peftc.merging import apart, foreseen
-from peftc.planner import make_plan
+from peftc.planning.make import make_plan
+from peftc.rewrite.merging import apart, foreseen
 from peftc.spec import load_spec
 
 

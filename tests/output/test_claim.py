@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from peftc.diagnostics import PeftcError
-from peftc.output import claim, hold
-from peftc.output.claim import claimed
-from peftc.output.staging import staged
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.output import claim, hold
+from peftc.ground.output.claim import claimed
+from peftc.ground.output.staging import staged
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from peftc.output.staging import staged
+from peftc.ground.output.staging import staged
 with staged(Path(sys.argv[1]), force=True) as new:
     (new / "peftc.lock.json").write_text("0" * 10)
     print("writing", flush=True)
@@ -47,7 +47,11 @@ class Other:
     """A writer in a process of its own, without this package's tests."""
 
     def __init__(self, out: Path, *, locks: bool = True) -> None:
-        code = WRITER if locks else "from peftc.output import hold\nhold.fcntl = None\n" + WRITER
+        code = (
+            WRITER
+            if locks
+            else "from peftc.ground.output import hold\nhold.fcntl = None\n" + WRITER
+        )
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(out)], stdin=pipe, stdout=pipe, text=True
@@ -147,8 +151,8 @@ def test_two_writers_at_twenty_offsets(tmp_path):
     """Of each pair one writes or both do, one after the other; never a mixture, and no litter."""
     code = """
 import os, sys, time
-from peftc.output.staging import staged
-from peftc.diagnostics import PeftcError
+from peftc.ground.output.staging import staged
+from peftc.ground.diagnostics import PeftcError
 def write(out, word, wait):
     time.sleep(wait)
     try:

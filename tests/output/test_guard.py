@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from peftc.diagnostics import PeftcError
-from peftc.output.guard import DEMO, EXPORT, LOCK, check_absent, check_free, is_output
-from peftc.output.staging import staged
-from peftc.output.text import write_text
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.output.guard import DEMO, EXPORT, LOCK, check_absent, check_free, is_output
+from peftc.ground.output.staging import staged
+from peftc.ground.output.text import write_text
 
 
 def refused(code: str, function, *args, **options) -> str:
@@ -143,8 +143,8 @@ def test_every_name_that_a_folder_can_have(here, name):
 NOBODY = """
 import os, sys
 from pathlib import Path
-from peftc.diagnostics import PeftcError
-from peftc.output.staging import staged
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.output.staging import staged
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     with staged(Path(sys.argv[1]), force=True) as new:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from peftc.signals import Ended, ending, heeded
+from peftc.ground.signals import Ended, ending, heeded
 from peftc.train.interrupt import interruptible
 
 # As `peftc apply` does: a verb that writes, under the program's own handling of signals.
@@ -21,7 +21,7 @@ from pathlib import Path
 from peftc.cli import main
 from peftc.cli.common import with_common
 from peftc.cli.claim import claim
-from peftc.output.staging import staged
+from peftc.ground.output.staging import staged
 import typer
 
 @with_common

@@ -11,13 +11,13 @@ from pathlib import Path
 import kills
 import pytest
 
-from peftc.diagnostics import PeftcError
-from peftc.output import exchange, recover, staging, tree
-from peftc.output.claim import claimed
-from peftc.output.guard import LOCK
-from peftc.output.recover import recovered, sweep
-from peftc.output.staging import room_in, staged
-from peftc.output.text import write_text
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.output import exchange, recover, staging, tree
+from peftc.ground.output.claim import claimed
+from peftc.ground.output.guard import LOCK
+from peftc.ground.output.recover import recovered, sweep
+from peftc.ground.output.staging import room_in, staged
+from peftc.ground.output.text import write_text
 
 OLD, NEW = {LOCK: "old", "a/b": "old"}, {LOCK: "new", "c": "new"}
 
@@ -227,7 +227,7 @@ def test_a_file_that_appeared_in_the_meantime_is_not_replaced(tmp_path, monkeypa
         path.write_text("theirs")
         flush(place)
 
-    monkeypatch.setattr("peftc.output.text.flush_one", late)
+    monkeypatch.setattr("peftc.ground.output.text.flush_one", late)
     with pytest.raises(PeftcError, match=r"error\[E306\]: .*plan.json exists"):
         write_text(path, "ours")
     assert path.read_text() == "theirs"

@@ -12,7 +12,7 @@ from tolerances import PARITY
 from transformers import DynamicCache, EncoderDecoderCache, MistralConfig, MistralForCausalLM
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 TOKENS = 5
 SHAPES = [(3, 8), (2, 13)]

@@ -11,7 +11,7 @@ import zoo
 from tolerances import EXPORT, PARITY
 
 import peftc
-from peftc.pipeline import fold
+from peftc.rewrite.pipeline import fold
 
 SHAPES = [(3, 8), (2, 13)]
 

@@ -10,7 +10,7 @@ from inline_snapshot import snapshot
 from tolerances import PARITY
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.pieces.vote import Vote
 
 TOKENS, MEMBERS = 4, 3

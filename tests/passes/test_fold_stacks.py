@@ -14,11 +14,11 @@ from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXConfig, LlamaCo
 
 import peftc
 from peftc.capture import capture
-from peftc.diagnostics import PeftcError
-from peftc.merging import foreseen, insertions, outcomes, wanted
+from peftc.ground.diagnostics import PeftcError
+from peftc.methods.registry import piece_class
 from peftc.passes.folding import patterns
-from peftc.pieces import piece_class
-from peftc.pipeline import fold
+from peftc.rewrite.merging import foreseen, insertions, outcomes, wanted
+from peftc.rewrite.pipeline import fold
 from peftc.spec.deltas import all_deltas
 
 # What a stack may stand on: fused with biases and transposed (gpt2), fused and interleaved by

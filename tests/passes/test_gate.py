@@ -17,7 +17,7 @@ from transformers.masking_utils import eager_mask
 
 import peftc
 from peftc.capture import capture
-from peftc.pipeline import fold
+from peftc.rewrite.pipeline import fold
 
 FLOAT = PARITY[torch.float32]
 TASKS = {"bert": "base", "gpt2": "causal-lm", "llama": "causal-lm", "t5": "seq2seq-lm"}

@@ -12,7 +12,7 @@ from tolerances import PARITY
 from transformers import DynamicCache
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 TOKENS, HERE = 5, 4
 CLOSE = PARITY[torch.float32]

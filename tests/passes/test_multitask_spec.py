@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from transformers import DynamicCache
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.spec.catalogue import path_of
 
 NAME = "ptuning2_multitask"

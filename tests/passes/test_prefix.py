@@ -111,7 +111,7 @@ def test_a_prefix_equals_one_in_the_attention_function(kind, task, positions, la
 
 
 def test_a_reparameterised_prefix_has_one_network_for_all_layers_and_folds_away():
-    from peftc.pipeline import fold
+    from peftc.rewrite.pipeline import fold
 
     spec = {
         "peftc": 1,

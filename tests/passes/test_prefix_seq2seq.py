@@ -13,7 +13,7 @@ from tolerances import PARITY
 
 import peftc
 from peftc.dataflow import find_sites
-from peftc.pipeline import fold
+from peftc.rewrite.pipeline import fold
 
 # What stands where, of different lengths, in the names of the shipped spec.
 LENGTHS = {"encoder": 2, "decoder": 3, "cross": 4}

@@ -9,7 +9,7 @@ import zoo
 from tolerances import PARITY
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 FAMILIES = [("bert", "token-classification"), ("llama", "causal-lm"), ("t5", "seq2seq-lm")]
 SHAPES = [(4, 9), (2, 5)]

@@ -11,7 +11,7 @@ import zoo
 from task_specs import CASES, LORA, PREFIX, applied, mixed
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 
 def test_calls_that_do_not_say_which_task_are_refused():

@@ -21,7 +21,7 @@ from transformers import (
 
 import peftc
 from peftc.capture import capture
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 
 FACTORIES = {
     "token_classification": AutoModelForTokenClassification,

@@ -13,8 +13,8 @@ from task_specs import CASES, LORA, PREFIX, SHAPES, TASKS, applied, mixed, prefi
 from tolerances import PARITY
 
 import peftc
-from peftc import pipeline
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
+from peftc.rewrite import pipeline
 
 
 @pytest.mark.parametrize(

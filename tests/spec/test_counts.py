@@ -44,7 +44,7 @@ def sites(family: str):
 
 @pytest.mark.parametrize(("spec", "count"), BERT_BASE.items())
 def test_inserted_parameters_on_bert_base(spec, count):
-    from peftc.planner import make_plan
+    from peftc.planning.make import make_plan
 
     assert make_plan(peftc.load_spec(spec), sites("bert")).inserted == count
 
@@ -56,7 +56,7 @@ def test_the_counts_that_specs_ls_shows_are_those_of_plans():
 
 
 def test_inserted_parameters_on_a_llama_shape_with_fewer_key_value_heads():
-    from peftc.planner import make_plan
+    from peftc.planning.make import make_plan
 
     # Of 16 layers; two are captured, and all are alike.
     assert 16 // 2 * make_plan(peftc.load_spec("lora"), sites("llama")).inserted == 851_968

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.spec.layers import ChoosesNothing, Layers
 
 NUMBERS = st.integers(0, 6)

@@ -76,7 +76,7 @@ HOSTILE = {
 CHILD = """
 import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.spec import load_spec
 load_spec("houlsby")
 said = {}

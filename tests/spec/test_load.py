@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftc.cli.main import run
-from peftc.diagnostics import PeftcError
-from peftc.reading import first_bytes
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.reading import first_bytes
 from peftc.spec import Layers, load_spec
 from peftc.spec.catalogue import names
 from peftc.spec.deltas import all_deltas

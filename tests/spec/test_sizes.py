@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.spec import Layers, load_spec
 from peftc.spec.sizes import Sizes
 

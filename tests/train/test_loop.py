@@ -7,7 +7,7 @@ import torch
 import zoo
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.train import Rows, evaluate, train
 
 FAMILIES = [

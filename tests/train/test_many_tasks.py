@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.train import Rows, evaluate, read_rows, train
 from peftc.train.collate import Collator
 from peftc.train.evaluate import spans

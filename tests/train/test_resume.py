@@ -11,7 +11,7 @@ import zoo
 from safetensors.torch import load_file
 
 import peftc
-from peftc.diagnostics import PeftcError
+from peftc.ground.diagnostics import PeftcError
 from peftc.train import Rows, train
 from peftc.train.trainer import check_checkpoint
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from peftc.diagnostics import PeftcError
-from peftc.files import FORMAT
-from peftc.output.guard import LOCK, RUN
-from peftc.output.recover import MARKER
+from peftc.ground.diagnostics import PeftcError
+from peftc.ground.files import FORMAT
+from peftc.ground.output.guard import LOCK, RUN
+from peftc.ground.output.recover import MARKER
 from peftc.train.loop import checkpoints
 from peftc.train.run import new_run, start_run, unfinished
 from peftc.train.settings import Settings

@@ -76,7 +76,7 @@ def apply(
     SPEC may be a plan, or with --without an artifact: its pieces in those layers are dropped.
     """
     from peftc.cli.claim import claim
-    from peftc.diagnostics import error
+    from peftc.ground.diagnostics import error
 
     if insertion is not None and without is None:
         raise error("E008", "--insertion says of which insertion --without leaves out layers")
@@ -134,8 +134,8 @@ def rewritten(
         PeftcError: E301 for a plan that was made for another model.
     """
     import peftc
-    from peftc.api import APPLIED
-    from peftc.plan_file import check_plan
+    from peftc.planning.file import check_plan
+    from peftc.rewrite.applied import APPLIED
 
     with steps.step("load") as facts:
         loaded = open_model(
@@ -165,7 +165,7 @@ def check(graph: Any, applied: Any, steps: Steps) -> None:
     Raises:
         RuntimeError: where they differ, which is a fault of this package.
     """
-    from peftc.frozen import frozen_difference
+    from peftc.rewrite.zeroed_check import frozen_difference
 
     with steps.step("check") as facts:
         found = frozen_difference(applied.base, graph, applied.plan)
@@ -195,7 +195,7 @@ def exporting(out: Path, trust: bool) -> str:
 
 def list_files(folder: Path) -> None:
     """The files of an artifact, what each holds, and its size."""
-    from peftc.machine import size
+    from peftc.ground.machine import size
 
     say(f"{folder}/")
     order = list(CONTENTS)
@@ -207,7 +207,7 @@ def list_files(folder: Path) -> None:
 
 def is_artifact(spec: str) -> bool:
     """Whether a command-line argument names an artifact folder rather than a spec."""
-    from peftc.output.recover import recovered
+    from peftc.ground.output.recover import recovered
 
     if not Path(spec).exists():
         recovered(Path(spec))
@@ -233,7 +233,7 @@ def drop(
     """
     from peftc.cli.claim import claim
     from peftc.cli.verbs.verify import load_quietly
-    from peftc.diagnostics import error
+    from peftc.ground.diagnostics import error
 
     if without is None:
         raise error(
@@ -247,7 +247,7 @@ def drop(
     with progress(f"loading {artifact}"):
         graph = load_quietly(artifact, model, without=without, insertion=insertion, trust=trust)
     import peftc
-    from peftc.api import APPLIED
+    from peftc.rewrite.applied import APPLIED
 
     peftc.save(graph, out, force=force)
     plan = graph.meta[APPLIED].plan

@@ -56,10 +56,10 @@ def bench(
 
 def exported_graph(opened: Any, artifact: Path, model: str | None, *, trust: bool) -> Any:
     """The artifact's graph; linked weights stay on the disk."""
-    from peftc.artifact import read_lock
+    from peftc.artifact.folder import read_lock
     from peftc.backends import backend
     from peftc.cli.verbs.verify import load_quietly
-    from peftc.diagnostics import PeftcError, error
+    from peftc.ground.diagnostics import PeftcError, error
 
     try:
         read_lock(artifact)
@@ -79,7 +79,7 @@ def numbers(option: str, text: str) -> list[int]:
     Raises:
         PeftcError: E008 for anything else.
     """
-    from peftc.diagnostics import error
+    from peftc.ground.diagnostics import error
 
     parts = [t.strip() for t in text.split(",")]
     if not all(t.isdecimal() and int(t) > 0 for t in parts):

@@ -23,7 +23,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Check specs: the language only, no model is loaded."""
-    from peftc.diagnostics import PeftcError, visible
+    from peftc.ground.diagnostics import PeftcError, visible
 
     results, code = [], 0
     for name in specs:

@@ -27,8 +27,8 @@ def demo(
 ) -> None:
     """Run the whole job on MiniLM: apply, train, export, verify."""
     from peftc.cli.claim import claim
-    from peftc.output.guard import DEMO
-    from peftc.output.staging import staged
+    from peftc.ground.output.guard import DEMO
+    from peftc.ground.output.staging import staged
 
     claim(out, force=force)
     start = time.perf_counter()
@@ -46,18 +46,18 @@ def demo(
 
 def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
     """Do everything, writing into `place`; what was measured."""
-    from peftc.demo.model import demo_model
+    from peftc.cli.demo.model import demo_model
 
     folder = demo_model(note)
     import peftc
-    from peftc.api import APPLIED
     from peftc.capture import capture
     from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.options import open_model
     from peftc.cli.verbs.plan import print_plan
     from peftc.cli.verbs.verify import print_report
-    from peftc.merging import foreseen
+    from peftc.rewrite.applied import APPLIED
+    from peftc.rewrite.merging import foreseen
     from peftc.train import evaluate, read_rows, train
 
     if not silent:
@@ -74,7 +74,7 @@ def job(place: Path, out: Path, steps: int, *, silent: bool) -> dict[str, Any]:
         print_plan(plan, SPEC, "MiniLM-L6", foreseen(plan))
         say()
     tokenizer = load_tokenizer(str(folder))
-    data = Path(str(files("peftc.demo")))
+    data = Path(str(files("peftc.cli.demo")))
     rows = read_rows(data / "train.jsonl", graph, tokenizer)
     held_out = read_rows(data / "eval.jsonl", graph, tokenizer)
     pad = tokenizer.pad_token_id

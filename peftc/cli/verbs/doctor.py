@@ -88,7 +88,7 @@ def version(name: str) -> str | None:
 
 def machine() -> dict[str, Any]:
     """System, Python, cores, memory."""
-    from peftc.machine import free_memory
+    from peftc.ground.machine import free_memory
 
     return {
         "system": platform.platform(),
@@ -115,7 +115,7 @@ def gpu() -> dict[str, Any]:
 
 def disk() -> list[dict[str, Any]]:
     """Free space where outputs, models and temporary files go."""
-    from peftc.machine import free_disk, standing
+    from peftc.ground.machine import free_disk, standing
 
     home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
     places = {"outputs here": ".", "models": home, "temporary files": tempfile.gettempdir()}
@@ -165,7 +165,7 @@ def wrong(facts: dict[str, Any]) -> Iterator[str]:
 
 def show(facts: dict[str, Any], problems: list[str]) -> None:
     """The report as text."""
-    from peftc.machine import size
+    from peftc.ground.machine import size
 
     table(
         "",

@@ -11,7 +11,7 @@ import typer
 
 from peftc.cli.console import emit
 from peftc.cli.options import Json
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 ORDER = 12
 EXAMPLES = ("peftc explain E101",)

@@ -57,7 +57,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an artifact as ONNX, TorchScript, compiled code or a checkpoint, and compare it."""
-    from peftc.artifact import read_lock
+    from peftc.artifact.folder import read_lock
     from peftc.backends.base import backend
     from peftc.cli.claim import claim
 

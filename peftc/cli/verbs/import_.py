@@ -39,7 +39,7 @@ def import_(
 ) -> None:
     """Turn a checkpoint of HF PEFT or `adapters` into a spec and an artifact."""
     from peftc.cli.claim import claim
-    from peftc.diagnostics import error
+    from peftc.ground.diagnostics import error
     from peftc.interop.importing import opened
 
     claim(out, force=force, inputs=(checkpoint, model))
@@ -52,9 +52,9 @@ def import_(
             help=(command("import", checkpoint, "--model", "MODEL", "-o", out),),
         )
     import peftc
-    from peftc.api import APPLIED
     from peftc.interop.importing import import_checkpoint, summary
     from peftc.interop.model import head_options
+    from peftc.rewrite.applied import APPLIED
 
     options: dict[str, Any] = {"task": task, "labels": labels}
     options = head_options(read, model, options)
@@ -83,7 +83,7 @@ def import_(
 
 def writable(graph: Any) -> bool:
     """Whether HF PEFT has a form of what was imported."""
-    from peftc.diagnostics import PeftcError
+    from peftc.ground.diagnostics import PeftcError
     from peftc.interop.to_peft import inserted, writer_for
 
     try:

@@ -26,8 +26,8 @@ from peftc.cli.options import (
     open_model,
 )  # fmt: skip
 from peftc.cli.spec_argument import OPENING, spec_and_options
-from peftc.diagnostics import error
-from peftc.output.guard import check_absent
+from peftc.ground.diagnostics import error
+from peftc.ground.output.guard import check_absent
 
 ORDER = 4
 EXAMPLES = (
@@ -75,8 +75,8 @@ def plan(
             raise error("E008", f"{path} is to hold two things", help=("give each its own name",))
     import peftc
     from peftc.capture.load import has_weights
-    from peftc.merging import foreseen
-    from peftc.plan_file import check_plan
+    from peftc.planning.file import check_plan
+    from peftc.rewrite.merging import foreseen
 
     model = str(options["model"])
     with progress(f"capturing {model}"):
@@ -88,7 +88,7 @@ def plan(
     outcomes = foreseen(made)  # also refuses what `apply` would refuse
     written = write(made, options, out, html, svg, force=force)
     if json:
-        from peftc.estimate import after_fold, needs
+        from peftc.rewrite.estimate import after_fold, needs
 
         facts = {
             "needs": needs(made), "after_fold": after_fold(made, outcomes),
@@ -117,9 +117,9 @@ def write(
     force: bool,
 ) -> list[Path]:
     """Write the plan's files that were asked for."""
-    from peftc.output.text import write_text
+    from peftc.ground.output.text import write_text
     from peftc.picture import page, picture
-    from peftc.plan_file import save_plan
+    from peftc.planning.file import save_plan
 
     if out is not None:
         save_plan(made, out, options, force=force)
@@ -134,9 +134,9 @@ def print_plan(
     made: Any, spec: str, model: str, outcomes: list[Any], all_sites: bool = False
 ) -> None:
     """The plan as a table, its sums, what it needs, and its notes."""
-    from peftc.estimate import BATCH, LENGTH, after_fold, dropped_networks, needs, short
-    from peftc.machine import size
-    from peftc.merging import apart
+    from peftc.ground.machine import size
+    from peftc.rewrite.estimate import BATCH, LENGTH, after_fold, dropped_networks, needs, short
+    from peftc.rewrite.merging import apart
 
     layers = ", ".join(f"{n}{' ' + s if s else ''} layers" for s, n in made.sites.layers.items())
     width = f", width {made.sites.starts[0].width}" if made.sites.starts else ""
@@ -204,7 +204,7 @@ def ends(made: Any) -> str:
 
 def text_limit(made: Any) -> str:
     """The longest text that is left, where the spec takes positions from it."""
-    from peftc.longest import said, tokens_in_front
+    from peftc.planning.longest import said, tokens_in_front
 
     front = tokens_in_front(made.insertions, made.tasks)
     if not front or not made.longest:

@@ -12,7 +12,7 @@ import typer
 
 from peftc.cli.console import emit, say
 from peftc.cli.options import Force, Json
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 ORDER = 11
 EXAMPLES = ("peftc schema --out spec.schema.json", "peftc schema --field insert.delta.bottleneck")
@@ -40,7 +40,7 @@ def schema(
         found = part(found, field)
     text = data.dumps(found, indent=1) + "\n"
     if out is not None:
-        from peftc.output.text import write_text
+        from peftc.ground.output.text import write_text
 
         write_text(out, text, force=force)
     if json:

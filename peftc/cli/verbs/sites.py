@@ -22,8 +22,8 @@ from peftc.cli.options import (
     Trust,
     open_model,
 )
-from peftc.diagnostics import error
-from peftc.output.guard import check_absent
+from peftc.ground.diagnostics import error
+from peftc.ground.output.guard import check_absent
 
 ORDER = 2
 EXAMPLES = (
@@ -172,7 +172,7 @@ def head_rows(found: Any) -> list[dict[str, Any]]:
 
 def draw(found: Any, model: str, path: Path, force: bool) -> None:
     """The sites as a page."""
-    from peftc.output.text import write_text
+    from peftc.ground.output.text import write_text
     from peftc.picture import sites_page
 
     write_text(path, sites_page(found, model), force=force)

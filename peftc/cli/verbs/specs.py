@@ -123,7 +123,7 @@ def show(
 
 def as_written(name: str) -> str:
     """The text of a spec's file; a plan holds its spec expanded."""
-    from peftc.plan_file import is_plan
+    from peftc.planning.file import is_plan
     from peftc.spec.find import find
     from peftc.spec.parse import read_text
 
@@ -141,7 +141,7 @@ def cp(
     json: Json = False,
 ) -> None:
     """Copy a spec, to change it, and beside it the schema from which editors complete it."""
-    from peftc.output.text import write_text
+    from peftc.ground.output.text import write_text
     from peftc.spec.json_schema import schema_path
 
     schema, remark = schema_beside(file)
@@ -159,7 +159,7 @@ def cp(
 
 def schema_beside(file: Path) -> tuple[Path | None, str]:
     """Where the schema of a spec lies, or None where another file has that name; and a remark."""
-    from peftc.reading import first_bytes
+    from peftc.ground.reading import first_bytes
     from peftc.spec.json_schema import FILE, IDENTITY, schema_path
 
     path, installed = file.parent / FILE, schema_path().read_bytes()

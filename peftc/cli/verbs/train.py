@@ -11,7 +11,7 @@ import typer
 from peftc.cli.console import emit, note, progress, say
 from peftc.cli.next_step import command, flags
 from peftc.cli.options import ArtifactArgument, Json, Trust, assignments
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 ORDER = 6
 EXAMPLES = (
@@ -72,9 +72,9 @@ def train(
     }  # fmt: skip
     given = {n: v for n, v in options.items() if v is not None} | assignments(set)
     settings = settled(given)
-    from peftc.artifact import read_lock
+    from peftc.artifact.folder import read_lock
     from peftc.cli.claim import COMMAND
-    from peftc.output.claim import claimed
+    from peftc.ground.output.claim import claimed
     from peftc.train.run import new_run, unfinished
 
     if resume:
@@ -146,11 +146,11 @@ def job(
     trust: bool,
 ) -> dict[str, Any]:
     """Load, read, train, write; what was measured."""
-    from peftc.api import APPLIED
     from peftc.capture.load import load_tokenizer
     from peftc.cli.bar import training_bar
     from peftc.cli.verbs.verify import load_quietly
-    from peftc.longest import said
+    from peftc.planning.longest import said
+    from peftc.rewrite.applied import APPLIED
     from peftc.train import Rows, evaluate, read_rows
     from peftc.train import train as train_graph
     from peftc.train.loop import checkpoints

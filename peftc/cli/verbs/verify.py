@@ -9,7 +9,7 @@ import typer
 
 from peftc.cli.console import emit, progress, say, table
 from peftc.cli.options import ArtifactArgument, Json, Only, Tolerance, Trust, Without
-from peftc.diagnostics import error
+from peftc.ground.diagnostics import error
 
 ORDER = 8
 EXAMPLES = ("peftc verify out out/onnx", "peftc verify out/runs/001 out/runs/001/onnx --deep")
@@ -70,7 +70,7 @@ def load_quietly(
     Raises:
         PeftcError: as `peftc.load` and `peftc.without`; E008 for a device that is not there.
     """
-    from peftc.artifact import read_lock
+    from peftc.artifact.folder import read_lock
 
     lock = read_lock(artifact)  # a wrong folder is refused before anything is loaded
     from transformers.utils import logging
@@ -82,7 +82,7 @@ def load_quietly(
     place = device_of(device)
     base: Any = model
     if trust or place != "cpu":
-        from peftc.base_model import load_base
+        from peftc.artifact.base import load_base
 
         # Captured where it will run: constants of the graph are made on the model's device.
         base = load_base(lock, artifact, model, trust_remote_code=trust).to(place)

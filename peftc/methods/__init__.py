@@ -1,0 +1,1 @@
+"""The methods: a room each, with all that belongs to it."""

@@ -1,0 +1,1 @@
+"""Weight-decomposed low-rank updates."""

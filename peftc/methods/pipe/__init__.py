@@ -1,0 +1,1 @@
+"""Deltas written step by step in the spec."""

@@ -1,0 +1,1 @@
+"""Trainable keys and values in front of attention."""

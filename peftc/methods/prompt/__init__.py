@@ -1,0 +1,1 @@
+"""Trainable rows in front of the input embeddings."""

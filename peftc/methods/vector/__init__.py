@@ -1,0 +1,1 @@
+"""Learned vectors that scale or shift a value."""

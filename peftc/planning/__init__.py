@@ -1,0 +1,1 @@
+"""Spec + sites -> plan: every insertion at its places, with sizes and counts."""

@@ -1,0 +1,1 @@
+"""Plan + Program -> Program: the passes of a plan, run and checked."""
